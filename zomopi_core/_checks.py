@@ -1,0 +1,54 @@
+"""Checks of arguments: each raises with the argument's name, its value and the remedy."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from . import errors
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless `value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise errors.not_a_count(name, value, least)
+
+
+def check_name(argument: str, value: Any, known: Iterable[str]) -> None:
+    """Raise unless `value` is one of the known names."""
+    if value not in known:
+        raise errors.unknown_name(argument, value, known)
+
+
+def _number(name: str, value: Any, accept: Callable[[float], bool], what: str) -> float:
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        number = float(value)
+        if math.isfinite(number) and accept(number):
+            return number
+    raise errors.not_a_number(name, value, what)
+
+
+def positive(name: str, value: Any) -> float:
+    """Return `value` as a float; raise unless it is positive and finite."""
+    return _number(name, value, lambda x: x > 0, "a positive number")
+
+
+def not_negative(name: str, value: Any) -> float:
+    """Return `value` as a float; raise unless it is finite and at least 0."""
+    return _number(name, value, lambda x: x >= 0, "a number of at least 0")
+
+
+def fraction(name: str, value: Any) -> float:
+    """Return `value` as a float; raise unless ``0 <= value < 1``."""
+    return _number(name, value, lambda x: 0 <= x < 1, "a number from 0 up to, not including, 1")
+
+
+def as_python(instance: Any, **converters: Callable[[Any], Any]) -> None:
+    """Replace fields of a frozen dataclass by what the converters make of them.
+
+    NumPy scalars would widen float32 arrays and are refused by strict namespaces.
+    """
+    for name, convert in converters.items():
+        object.__setattr__(instance, name, convert(getattr(instance, name)))

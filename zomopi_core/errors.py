@@ -1,0 +1,196 @@
+"""Messages for bad input: the cause first, then the remedy.
+
+The texts stand in one place so that they read alike and can be tested; the code that notices the
+fault calls the function and raises what it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class PrecisionWarning(UserWarning):
+    """A probe is too small to be seen in the floating-point format of the parameters."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss was NaN or infinite and ``on_failure`` asked for it to be raised."""
+
+
+def wrong_parameters(value: object) -> TypeError:
+    """Explain that `x0` is neither an array nor a dict of arrays."""
+    return TypeError(
+        f"x0 must be an array or a dict of arrays, got {type(value).__name__}; pass a list or a "
+        "number as numpy.asarray(x0, dtype=float), other containers as a dict name -> array"
+    )
+
+
+def no_parameters() -> ValueError:
+    """Explain that `x0` is a dict without entries."""
+    return ValueError("x0 is an empty dict: there is nothing to optimise; pass at least one array")
+
+
+def integer_parameters(name: str, dtype: object) -> TypeError:
+    """Explain that a parameter has no floating-point dtype."""
+    return TypeError(
+        f"{name} has dtype {dtype}: steps are real numbers and would be rounded away; "
+        "convert it to a floating-point dtype, for example float64"
+    )
+
+
+def complex_parameters(name: str, dtype: object) -> TypeError:
+    """Explain that a parameter is complex."""
+    return TypeError(
+        f"{name} has the complex dtype {dtype}, whose real and imaginary parts are separate "
+        "unknowns; pass a real view, for example numpy.stack([x.real, x.imag]), and put the "
+        "complex array together inside fun"
+    )
+
+
+def empty_parameters(name: str, shape: tuple[int, ...]) -> ValueError:
+    """Explain that a parameter has no entries."""
+    return ValueError(f"{name} has shape {shape} and so no entries; leave it out of x0")
+
+
+def nonfinite_parameters(name: str) -> ValueError:
+    """Explain that a parameter holds NaN or infinity."""
+    return ValueError(f"{name} holds NaN or infinity; start from finite numbers")
+
+
+def mixed_libraries(names: Iterable[str]) -> TypeError:
+    """Explain that the parameters come from several array libraries."""
+    return TypeError(
+        f"x0 mixes arrays of {', '.join(sorted(names))}; convert them all to one library"
+    )
+
+
+def mixed_devices(devices: Iterable[str]) -> ValueError:
+    """Explain that the parameters live on several devices."""
+    return ValueError(
+        f"x0 mixes the devices {', '.join(sorted(devices))}; move all arrays to one device"
+    )
+
+
+def not_a_count(name: str, value: object, least: int = 1) -> ValueError:
+    """Explain that a count is not an integer or too small."""
+    return ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def not_a_number(name: str, value: object, what: str) -> ValueError:
+    """Explain that a number lies outside its range; `what` says what it must be."""
+    return ValueError(f"{name} must be {what}, got {value!r}")
+
+
+def unknown_name(argument: str, value: object, known: Iterable[str]) -> ValueError:
+    """Explain that a name is not among the known ones, with the closest one as a hint."""
+    known = list(known)
+    close = get_close_matches(str(value), known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return ValueError(
+        f"{argument} must be one of {', '.join(map(repr, known))}, got {value!r}{hint}"
+    )
+
+
+def wrong_method(value: object) -> TypeError:
+    """Explain that `method` is neither a Method nor a name."""
+    return TypeError(
+        f"method must be a name or a Method, got {type(value).__name__}; "
+        "zo.methods() lists the names, zo.zo_mopi(...) makes a Method"
+    )
+
+
+def wrong_sampler(value: object) -> TypeError:
+    """Explain that `seed` is neither an integer nor a sampler."""
+    return TypeError(
+        f"seed must be an integer or a sampler (an object with a method normal), "
+        f"got {type(value).__name__}"
+    )
+
+
+def loss_not_scalar(shape: tuple[int, ...]) -> ValueError:
+    """Explain that the function returned an array instead of a number."""
+    return ValueError(
+        f"fun must return one real number per call, got an array of shape {shape}; "
+        "reduce it (sum or mean), or pass vectorized=True if fun takes a stack of candidates"
+    )
+
+
+def loss_not_real(value: object, kind: str) -> TypeError:
+    """Explain that the function returned something that is not a real number."""
+    return TypeError(f"fun must return a real number, got {kind}: {value!r:.60}")
+
+
+def wrong_stack_of_losses(shape: tuple[int, ...], expected: int) -> ValueError:
+    """Explain that a vectorised function returned the wrong number of losses."""
+    return ValueError(
+        f"with vectorized=True fun gets a stack of {expected} candidates and must return "
+        f"{expected} losses (shape ({expected},)), got shape {shape}"
+    )
+
+
+def wrong_number_of_losses(got: int | str, expected: int) -> ValueError:
+    """Explain that `tell` was handed the wrong number of losses."""
+    return ValueError(
+        f"tell needs one loss for each of the {expected} points of ask, in their order, got {got}"
+    )
+
+
+def tell_before_ask() -> RuntimeError:
+    """Explain that `tell` was called without a pending `ask`."""
+    return RuntimeError(
+        "tell was called without a pending ask; each tell answers the ask before it"
+    )
+
+
+def no_stopping_rule() -> ValueError:
+    """Explain that nothing would end the run."""
+    return ValueError(
+        "nothing would stop this run: give max_queries (evaluations of fun), max_steps or max_time"
+    )
+
+
+def budget_below_step(max_queries: int, per_step: int) -> ValueError:
+    """Explain that the budget does not pay for one step."""
+    return ValueError(
+        f"max_queries={max_queries} does not pay for one step, which takes {per_step} evaluations; "
+        f"raise it to at least {per_step}, or lower probes"
+    )
+
+
+def wrong_bounds(detail: str) -> ValueError:
+    """Explain what is wrong with `bounds`."""
+    return ValueError(
+        f"bounds must be a pair (low, high) of numbers, arrays of the shape of x0, or dicts of "
+        f"them, with low <= high: {detail}"
+    )
+
+
+def wrong_projection(name: str, detail: str) -> ValueError:
+    """Explain that `project` returned something else than a point like x."""
+    return ValueError(
+        f"project must return the parameters with the shapes and dtypes it was given: "
+        f"{name} {detail}"
+    )
+
+
+def missing_extra(package: str, extra: str) -> ImportError:
+    """Explain which extra brings a missing package."""
+    return ImportError(f"{package} is not installed; pip install 'zomopi[{extra}]' brings it")
+
+
+def device_not_found(library: str, device: str, cause: str) -> ValueError:
+    """Explain that a device cannot be used."""
+    return ValueError(
+        f"device {device!r} cannot be used with {library}: {cause}; "
+        "zomopi info lists the devices found"
+    )
+
+
+def invisible_probe(name: str, dtype: object, fraction: float) -> str:
+    """Say that most entries of a probe vanish by rounding, and what to do."""
+    return (
+        f"{fraction:.0%} of the entries of {name} ({dtype}) do not change when the probe is "
+        "added: smoothing is below their floating-point spacing, so differences of the loss are "
+        "mostly rounding; raise smoothing, scale the parameters towards 1, or use a wider dtype"
+    )

@@ -1,0 +1,235 @@
+"""The binding of a function of arrays: factored probes and steps become arrays it can be called on.
+
+Inside the core a probe or a step is a pair of thin factors; here, and only here, full-size arrays
+are made of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, overload
+
+from . import _arrays, errors
+from ._arrays import Array
+from .method import Method, Probe, leaves_of, like_params
+from .update import Change
+
+Params = Array | Mapping[str, Array]
+
+
+class Candidates(Sequence[Any]):
+    """The perturbed parameters of a step, made one at a time when they are asked for.
+
+    A sequence of arrays, or of dicts of arrays: each new, none shared with the parameters. Only
+    what the caller keeps stays in memory.
+    """
+
+    def __init__(self, method: Method, params: Params, probes: tuple[Probe, ...]) -> None:
+        self._params = params
+        self._arrays = leaves_of(params)
+        self._probes = probes
+        self._evaluations = method.estimator.evaluations
+
+    def __len__(self) -> int:
+        return len(self._evaluations)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        probe, scale = self._evaluations[index]
+        if probe is None:
+            arrays = [_arrays.copy(x) for x in self._arrays]
+        else:
+            arrays = [
+                _arrays.low_rank_update(x, *p.factors(probe), scale)
+                for x, p in zip(self._arrays, self._probes, strict=True)
+            ]
+        return like_params(self._params, arrays)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def stack(self) -> Any:
+        """Return all points as one array (q, *shape), or a dict of them."""
+        points = [leaves_of(point) for point in self]
+        stacked = [_arrays.namespace(column[0]).stack(column) for column in zip(*points, strict=True)]
+        return like_params(self._params, stacked)
+
+
+def perturb(method: Method, params: Params, probes: tuple[Probe, ...]) -> Candidates:
+    """Return the points at which a step needs the loss, in the order in which it needs it.
+
+    Parameters
+    ----------
+    method : Method
+    params : array or dict of arrays
+        The current parameters; they are left as they are.
+    probes : tuple of Probe
+        What ``method.propose`` returned.
+
+    Returns
+    -------
+    sequence of arrays or dicts of arrays
+        ``[baseline where there is one], +1, -1, +2, -2, ...`` or ``+1, +2, ...``. Each is made
+        when it is asked for.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import zomopi_core as zo
+    >>> method = zo.zo_mopi(rank=2, probes=3)
+    >>> x = np.zeros((4, 4))
+    >>> points = zo.perturb(method, x, method.propose(method.init(x)))
+    >>> len(points), points[0].shape
+    (6, (4, 4))
+    """
+    return Candidates(method, params, probes)
+
+
+def apply_step(params: Params, step: tuple[Change, ...]) -> Any:
+    """Return the parameters after a step, as new arrays.
+
+    Parameters
+    ----------
+    params : array or dict of arrays
+        They are left as they are.
+    step : tuple of Change
+        What ``method.update`` returned.
+
+    Returns
+    -------
+    array or dict of arrays
+        In the form of `params`, with its shapes and dtypes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import zomopi_core as zo
+    >>> method = zo.zo_mopi(learning_rate=0.1, rank=2, probes=1)
+    >>> x = np.zeros((4, 4))
+    >>> state, step = method.update(method.init(x), np.asarray([1.0, 0.5]))
+    >>> round(float(np.linalg.norm(zo.apply_step(x, step), 2)), 6)
+    0.1
+    """
+    arrays = []
+    for x, change in zip(leaves_of(params), step, strict=True):
+        base = x if change.decay is None else _arrays.shrink(x, change.decay)
+        arrays.append(_arrays.low_rank_update(base, change.left, change.right, change.scale))
+    return like_params(params, arrays)
+
+
+def check_params(x0: Any) -> Any:
+    """Return `x0` without autograd graphs, as given or as a new dict; raise if it cannot be used."""
+    if isinstance(x0, Mapping):
+        if not x0:
+            raise errors.no_parameters()
+        named = {f"x0[{name!r}]": x for name, x in x0.items()}
+    else:
+        named = {"x0": x0}
+    if not all(_arrays.is_array(x) for x in named.values()):
+        bad = next(x for x in named.values() if not _arrays.is_array(x))
+        raise errors.wrong_parameters(bad)
+    for name, x in named.items():
+        if _arrays.is_complex(x):
+            raise errors.complex_parameters(name, x.dtype)
+        if not _arrays.is_real_floating(x):
+            raise errors.integer_parameters(name, x.dtype)
+        if _arrays.size(x) == 0:
+            raise errors.empty_parameters(name, tuple(x.shape))
+    libraries = {_arrays.library(_arrays.namespace(x)) for x in named.values()}
+    if len(libraries) > 1:
+        raise errors.mixed_libraries(libraries)
+    devices = {str(_arrays.device(x)) for x in named.values()}
+    if len(devices) > 1:
+        raise errors.mixed_devices(devices)
+    clean = {name: _arrays.detach(x) for name, x in named.items()}
+    for name, x in clean.items():
+        xp = _arrays.namespace(x)
+        if not bool(xp.all(xp.isfinite(x))):
+            raise errors.nonfinite_parameters(name)
+    return like_params(x0, list(clean.values()))
+
+
+def invisible_fraction(x: Array, probe: Probe, smoothing: float) -> float:
+    """Return the fraction of the entries of `x` that the first probe does not change."""
+    xp = _arrays.namespace(x)
+    left, right = probe.factors(0)
+    moved = _arrays.low_rank_update(x, left, right, smoothing)
+    return float(xp.mean(xp.astype(moved == x, xp.float32)))
+
+
+class Objective:
+    """A user's function with its calling convention: counts its calls and checks what it returns.
+
+    Parameters
+    ----------
+    fun : callable
+        Takes the parameters and returns one real number; if it has a parameter `key`, it also
+        gets the integer of the step.
+    vectorized : bool
+        Whether `fun` takes a stack of candidates (q, *shape) and returns q numbers.
+    """
+
+    def __init__(self, fun: Callable[..., Any], *, vectorized: bool = False) -> None:
+        if not callable(fun):
+            raise TypeError(f"fun must be callable, got {type(fun).__name__}")
+        self._fun = fun
+        self.vectorized = vectorized
+        self.takes_key = _takes_key(fun)
+        self.calls = 0  # evaluations of F, counted as they begin
+
+    def __call__(self, points: Sequence[Any], key: int, failure: Callable[..., Any]) -> Array:
+        """Return the losses of `points`, 1-d; `failure` gives the loss for an exception or raises."""
+        keywords = {"key": key} if self.takes_key else {}
+        if self.vectorized:
+            self.calls += len(points)
+            stack = points.stack() if isinstance(points, Candidates) else stack_points(points)
+            try:
+                losses = self._fun(stack, **keywords)
+            except Exception as error:
+                return _arrays.stack_losses([failure(error)] * len(points))
+            return check_losses(losses, len(points), errors.wrong_stack_of_losses)
+        losses = []
+        for point in points:
+            self.calls += 1
+            try:
+                loss = self._fun(point, **keywords)
+            except Exception as error:
+                loss = failure(error)
+            losses.append(_arrays.scalar_loss(loss))
+        return _arrays.stack_losses(losses)
+
+
+def stack_points(points: Sequence[Any]) -> Any:
+    """Return points as one array (q, *shape), or a dict of them."""
+    columns = zip(*[leaves_of(point) for point in points], strict=True)
+    return like_params(points[0], [_arrays.namespace(c[0]).stack(c) for c in columns])
+
+
+def check_losses(losses: Any, expected: int, error: Callable[[Any, int], Exception]) -> Array:
+    """Return `expected` losses as a 1-d array; raise what `error` makes of a wrong shape."""
+    if _arrays.is_array(losses):
+        if tuple(losses.shape) != (expected,):
+            raise error(tuple(losses.shape), expected)
+        return _arrays.loss_vector(losses)
+    if not isinstance(losses, Sequence) or isinstance(losses, str):
+        raise errors.loss_not_real(losses, f"an object of type {type(losses).__name__}")
+    if len(losses) != expected:
+        raise error((len(losses),), expected)
+    return _arrays.stack_losses(losses)
+
+
+def _takes_key(fun: Callable[..., Any]) -> bool:
+    try:
+        parameter = inspect.signature(fun).parameters.get("key")
+    except (TypeError, ValueError):  # some callables written in C tell nothing of themselves
+        return False
+    return parameter is not None and parameter.kind in (
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )

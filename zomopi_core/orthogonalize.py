@@ -1,0 +1,262 @@
+"""Matrix signs: streaming power iteration, Newton-Schulz, polar factor; normalised vectors.
+
+All of them divide by the largest entry first, so that no absolute constant decides anything and
+the squares in float32 neither overflow nor vanish.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from . import _arrays
+from ._arrays import Array
+from ._checks import as_python, check_count, not_negative
+from .sampling import Draw, Randomness
+
+
+class Orthogonalizer(Protocol):
+    """Turns momentum into a direction; may keep an array between steps."""
+
+    def init(self, random: Randomness, leaf: int, momentum: Array) -> Array | None:
+        """Return what is kept before the first step."""
+        ...
+
+    def direction(self, momentum: Array, kept: Array | None) -> tuple[Array, Array | None]:
+        """Return the direction O in the shape of `momentum`, and what is kept."""
+        ...
+
+    def squares(self, momentum: Array, kept: Array | None) -> int:
+        """Return the sum of squares of the entries of a direction of full rank."""
+        ...
+
+
+def _scaled(matrix: Array) -> tuple[Array, Array]:
+    """Return `matrix` over its largest entry, and that entry (..., 1, 1); zero stays zero."""
+    xp = _arrays.namespace(matrix)
+    largest = xp.max(xp.abs(matrix), axis=(-2, -1), keepdims=True)
+    return matrix / xp.where(largest > 0, largest, xp.ones_like(largest)), largest
+
+
+def _sweep(momentum: Array, right: Array) -> tuple[Array, Array]:
+    """One sweep of subspace iteration and the normalised images of its vectors."""
+    xp = _arrays.namespace(momentum)
+    scaled, largest = _scaled(momentum)
+    new, _ = xp.linalg.qr(xp.matrix_transpose(scaled) @ (scaled @ right))
+    right = xp.where(largest > 0, new, right)
+    image = scaled @ right
+    norms = xp.sqrt(xp.sum(image * image, axis=-2, keepdims=True))
+    cutoff = max(momentum.shape[-2:]) * _arrays.epsilon(momentum)
+    present = norms > cutoff * xp.max(norms, axis=-1, keepdims=True)
+    zero = xp.zeros_like(norms)
+    inverse = xp.where(present, 1.0 / xp.where(present, norms, zero + 1.0), zero)
+    return image * inverse, right
+
+
+def _require_matrix(name: str, matrix: Any) -> None:
+    if not _arrays.is_array(matrix):
+        raise TypeError(f"{name} must be an array, got {type(matrix).__name__}")
+    if matrix.ndim < 2 or _arrays.size(matrix) == 0:
+        raise ValueError(
+            f"{name} must have shape (..., r, n) without empty axes, got {tuple(matrix.shape)}"
+        )
+    if _arrays.dtype_name(matrix) not in {"float32", "float64"}:
+        raise TypeError(
+            f"{name} has dtype {matrix.dtype}; convert it to float32 or float64, in which "
+            "factorizations are computed"
+        )
+
+
+def streaming_power_iteration(M: Array, V: Array, /) -> tuple[Array, Array]:
+    """Improve right singular vectors by one sweep and return the matching left ones.
+
+    ``V <- Q-factor of M^T (M V)``, ``U <- columns of M V, each normalised``. Then ``U V^T`` is the
+    approximate matrix sign of M of rank k (arXiv 2605.09034, streaming power iteration).
+
+    Parameters
+    ----------
+    M : array of shape (..., r, n), float32 or float64
+        The momentum; leading axes are a batch.
+    V : array of shape (..., n, k)
+        Right vectors of the step before, of M's dtype, k <= min(r, n).
+
+    Returns
+    -------
+    U : array of shape (..., r, k)
+        A column is zero where that of M V is at most max(r, n) eps times the longest one; all are
+        zero for M = 0.
+    V : array of shape (..., n, k)
+        Orthonormal columns; unchanged for M = 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If M or V is not a matrix (stack) of float32 or float64 or their shapes do not match.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import zomopi_core as zo
+    >>> M = np.diag([3.0, 2.0, 1.0])
+    >>> V = np.eye(3)[:, :2]
+    >>> U, V = zo.streaming_power_iteration(M, V)
+    >>> print(np.round(np.abs(U @ V.T), 12))
+    [[1. 0. 0.]
+     [0. 1. 0.]
+     [0. 0. 0.]]
+    """
+    _require_matrix("M", M)
+    _require_matrix("V", V)
+    n, k = V.shape[-2:]
+    if n != M.shape[-1] or k > min(M.shape[-2:]) or V.dtype != M.dtype:
+        raise ValueError(
+            f"V must have shape (..., n, k) with n = {M.shape[-1]}, k <= {min(M.shape[-2:])} and "
+            f"dtype {M.dtype} for M of shape {tuple(M.shape)}, got {tuple(V.shape)}, {V.dtype}"
+        )
+    return _sweep(M, V)
+
+
+# Jordan et al. 2024 (Muon): the quintic whose slope at zero is largest for a fixed point near 1.
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def newton_schulz(M: Array, /, steps: int = 5, eps: float = 0.0) -> Array:
+    """Approximate the matrix sign of M by the quintic Newton-Schulz iteration of Muon.
+
+    ``X = M / (norm(M) + eps)``, then ``X <- a X + b (X X^T) X + c (X X^T)^2 X`` with
+    (a, b, c) = (3.4445, -4.7750, 2.0315). Singular values end between about 0.7 and 1.2, not at 1.
+
+    Parameters
+    ----------
+    M : array of shape (..., r, n), float32 or float64
+    steps : int
+        Number of iterations.
+    eps : float
+        Added to the Frobenius norm; with 0, the default, the result does not depend on the scale
+        of M. M = 0 gives 0 for any `eps`.
+
+    Returns
+    -------
+    array of shape (..., r, n)
+
+    Raises
+    ------
+    TypeError, ValueError
+        If M is not a matrix (stack) of float32 or float64, or `steps` or `eps` out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import zomopi_core as zo
+    >>> O = zo.newton_schulz(np.diag([1.0, 0.5]))
+    >>> bool(np.all(np.abs(np.diag(O) - 1) < 0.35))
+    True
+    """
+    _require_matrix("M", M)
+    check_count("steps", steps, 0)
+    eps = not_negative("eps", eps)
+    xp = _arrays.namespace(M)
+    x, largest = _scaled(M)
+    norm = xp.sqrt(xp.sum(x * x, axis=(-2, -1), keepdims=True))
+    if eps:
+        norm = norm + xp.where(largest > 0, eps / xp.where(largest > 0, largest, norm + 1.0), norm)
+    x = x / xp.where(largest > 0, norm, norm + 1.0)
+    tall = M.shape[-2] > M.shape[-1]
+    if tall:  # the Gram matrix is formed on the shorter side
+        x = xp.matrix_transpose(x)
+    a, b, c = _QUINTIC
+    for _ in range(steps):
+        gram = x @ xp.matrix_transpose(x)
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return xp.matrix_transpose(x) if tall else x
+
+
+def polar(M: Array, /) -> Array:
+    """Return the matrix sign ``msign(M) = U V^T`` of ``M = U S V^T``, the orthogonal polar factor.
+
+    Parameters
+    ----------
+    M : array of shape (..., r, n), float32 or float64
+
+    Returns
+    -------
+    array of shape (..., r, n)
+        Its singular values are 1, and 0 where those of M are at most max(r, n) eps times the
+        largest: a partial isometry. M = 0 gives 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If M is not a matrix (stack) of float32 or float64.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import zomopi_core as zo
+    >>> print(np.abs(zo.polar(np.diag([5.0, 0.1]))))
+    [[1. 0.]
+     [0. 1.]]
+    """
+    _require_matrix("M", M)
+    xp = _arrays.namespace(M)
+    scaled, _ = _scaled(M)
+    u, s, vh = xp.linalg.svd(scaled, full_matrices=False)
+    cutoff = max(M.shape[-2:]) * _arrays.epsilon(M)
+    present = s > cutoff * s[..., :1]
+    u = xp.where(present[..., None, :], u, xp.zeros_like(u))
+    return u @ vh
+
+
+@dataclass(frozen=True)
+class PowerIteration:
+    """``O = U V^T`` from one warm-started sweep; keeps the right vectors V.
+
+    Parameters
+    ----------
+    spectral_rank : int, optional
+        Directions k that are kept; by default half the rank r, at least one. Clipped to
+        min(r, n).
+    """
+
+    spectral_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.spectral_rank is not None:
+            check_count("spectral_rank", self.spectral_rank)
+            as_python(self, spectral_rank=int)
+
+    def init(self, random: Randomness, leaf: int, momentum: Array) -> Array:
+        """Return the Q-factor of a Gaussian n x k matrix."""
+        *batch, r, n = momentum.shape
+        k = min(self.spectral_rank or max(1, r // 2), r, n)
+        gauss = random.normal(Draw("right", leaf, 0, None), (*batch, n, k), momentum)
+        return _arrays.namespace(momentum).linalg.qr(gauss)[0]
+
+    def direction(self, momentum: Array, kept: Array | None) -> tuple[Array, Array | None]:
+        """Return (U V^T, V)."""
+        left, right = _sweep(momentum, kept)
+        return left @ _arrays.namespace(right).matrix_transpose(right), right
+
+    def squares(self, momentum: Array, kept: Array | None) -> int:
+        """Return k, times the matrices of the batch: each of k singular values is 1."""
+        return _arrays.size(kept) // momentum.shape[-1]
+
+
+@dataclass(frozen=True)
+class NormalizedVector:
+    """``O = sqrt(d) M / norm(M)`` for an array of d entries: root mean square 1, 0 for M = 0."""
+
+    def init(self, random: Randomness, leaf: int, momentum: Array) -> None:
+        """Return None: nothing is kept."""
+
+    def direction(self, momentum: Array, kept: Array | None) -> tuple[Array, Array | None]:
+        """Return (O, None)."""
+        xp = _arrays.namespace(momentum)
+        largest = xp.max(xp.abs(momentum))
+        scaled = momentum / xp.where(largest > 0, largest, xp.ones_like(largest))
+        rms = xp.sqrt(xp.mean(scaled * scaled))
+        return scaled / xp.where(largest > 0, rms, xp.ones_like(rms)), None
+
+    def squares(self, momentum: Array, kept: Array | None) -> int:
+        """Return d: the root mean square is 1."""
+        return _arrays.size(momentum)

@@ -1,0 +1,230 @@
+"""Where probes live: frames A, their refresh, and what a refresh does to the momentum.
+
+A leaf of shape (..., m, n) is perturbed and moved along A @ C, with a frame A (..., m, r) and
+coordinates C (..., r, n). A frame is drawn at step 0 and refreshed every `refresh_every` steps
+(arXiv 2605.09034, the momentum-projected subspace).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from . import _arrays
+from ._arrays import Array
+from ._checks import as_python, check_count, check_name
+from .sampling import Draw, Randomness
+
+
+class Subspace(Protocol):
+    """How one leaf is seen: its view as matrices, its frame, and the way back."""
+
+    @property
+    def refresh_every(self) -> int | None:
+        """Steps between two refreshes; None where there are none."""
+        ...
+
+    def coordinate_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the coordinates of a leaf of the given shape."""
+        ...
+
+    def init(self, random: Randomness, leaf: int, x: Array) -> Array | None:
+        """Return the frame at step 0."""
+        ...
+
+    def refresh(
+        self,
+        random: Randomness,
+        leaf: int,
+        step: Any,
+        frame: Array | None,
+        momentum: Array,
+        spectral_rank: int | None,
+    ) -> tuple[Array | None, Array | None]:
+        """Return the new frame, and the matrix that carries momentum over (None: as it is)."""
+        ...
+
+    def factors(self, frame: Array | None, coordinates: Array) -> tuple[Array | None, Array]:
+        """Return (left, right) whose product is the perturbation of the leaf in its own layout."""
+        ...
+
+    def coordinates(self, left: Array | None, right: Array) -> Array:
+        """Return the coordinates behind `factors`."""
+        ...
+
+
+def _matrix_transpose(x: Array) -> Array:
+    return _arrays.namespace(x).matrix_transpose(x)
+
+
+def orthonormal_frame(matrix: Array) -> Array:
+    """Return the Q-factor of `matrix` (..., m, r) for an R-factor with a positive diagonal.
+
+    With this sign rule the Q-factor is unique, and that of a Gaussian matrix is Haar-distributed
+    (Mezzadri 2007, "How to generate random matrices from the classical compact groups").
+    """
+    xp = _arrays.namespace(matrix)
+    q, r = xp.linalg.qr(matrix)
+    diagonal = xp.linalg.diagonal(r)
+    ones = xp.ones_like(diagonal)
+    return q * xp.where(diagonal < 0, -ones, ones)[..., None, :]
+
+
+def leading_left_vectors(momentum: Array, count: int) -> tuple[Array, Array]:
+    """Return the leading left singular vectors of `momentum`, and which of them mean anything.
+
+    Parameters
+    ----------
+    momentum : array of shape (..., r, n)
+    count : int
+        At most min(r, n).
+
+    Returns
+    -------
+    vectors : array of shape (..., r, count)
+        Each with its entry of largest magnitude positive.
+    present : boolean array of shape (..., count)
+        False where the singular value is at most max(r, n) eps times the largest: rounding noise.
+    """
+    xp = _arrays.namespace(momentum)
+    largest = xp.max(xp.abs(momentum), axis=(-2, -1), keepdims=True)
+    scaled = momentum / xp.where(largest > 0, largest, xp.ones_like(largest))
+    u, s, _ = xp.linalg.svd(scaled, full_matrices=False)
+    u, lead = u[..., :count], s[..., :count]
+    top, bottom = xp.max(u, axis=-2, keepdims=True), xp.min(u, axis=-2, keepdims=True)
+    u = xp.where(top >= -bottom, u, -u)
+    cutoff = max(momentum.shape[-2:]) * _arrays.epsilon(momentum) * s[..., :1]
+    return u, lead > cutoff
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Random low-rank subspace: left (or right) multiplication by an orthonormal frame.
+
+    Parameters
+    ----------
+    rank : int
+        Columns r of the frame; clipped to the number of rows, where the subspace is the space.
+    refresh : {"anchored", "haar"}
+        ``"anchored"`` keeps the leading left singular vectors of the momentum and draws the rest
+        (the paper's momentum-projected subspace), ``"haar"`` draws all of it anew.
+    refresh_every : int
+        Steps nu between two refreshes.
+    side : {"left", "right"}
+        ``"left"`` sketches the rows (the paper), ``"right"`` works on the transpose.
+    stacked : bool
+        Whether an array with more than two axes is a batch of matrices over its leading axes; by
+        default it is one matrix (first axis, the rest).
+    anchor_rank : int, optional
+        Directions kept by an anchored refresh; by default those of the orthogonalizer. At most
+        r // 2 are kept: a full anchor would freeze the subspace.
+    """
+
+    rank: int
+    refresh_kind: str = "anchored"
+    refresh_every: int = 100
+    side: str = "left"
+    stacked: bool = False
+    anchor_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        check_count("rank", self.rank)
+        check_count("refresh_every", self.refresh_every)
+        check_name("refresh", self.refresh_kind, ("anchored", "haar"))
+        check_name("side", self.side, ("left", "right"))
+        if self.anchor_rank is not None:
+            check_count("anchor_rank", self.anchor_rank)
+        as_python(self, rank=int, refresh_every=int)
+
+    def _view(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return (..., m, n) as the frame sees the leaf."""
+        if self.stacked or len(shape) == 2:
+            *batch, m, n = shape
+        else:
+            batch, m, n = [], shape[0], 1
+            for extent in shape[1:]:
+                n *= extent
+        return (*batch, m, n) if self.side == "left" else (*batch, n, m)
+
+    def coordinate_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return (..., min(r, m), n)."""
+        *batch, m, n = self._view(shape)
+        return (*batch, min(self.rank, m), n)
+
+    def init(self, random: Randomness, leaf: int, x: Array) -> Array:
+        """Return a Haar-distributed frame."""
+        *batch, m, _ = self._view(x.shape)
+        gauss = random.normal(Draw("sketch", leaf, 0, None), (*batch, m, min(self.rank, m)), x)
+        return orthonormal_frame(gauss)
+
+    def refresh(
+        self,
+        random: Randomness,
+        leaf: int,
+        step: Any,
+        frame: Array | None,
+        momentum: Array,
+        spectral_rank: int | None,
+    ) -> tuple[Array | None, Array | None]:
+        """Return a new frame and its transport ``A_new^T A_old``; both as they were if r = m."""
+        if frame is None or frame.shape[-2] == frame.shape[-1]:
+            return frame, None
+        *batch, m, r = frame.shape
+        anchors = 0
+        if self.refresh_kind == "anchored":
+            anchors = min(self.anchor_rank or spectral_rank or r, r // 2, *momentum.shape[-2:])
+        columns = random.normal(Draw("sketch", leaf, step, None), (*batch, m, r - anchors), frame)
+        if anchors:
+            xp = _arrays.namespace(frame)
+            vectors, present = leading_left_vectors(momentum, anchors)
+            # A direction that the momentum does not have is replaced by a Gaussian column.
+            spare = random.normal(Draw("sketch", leaf, step, 0), (*batch, m, anchors), frame)
+            anchor = xp.where(present[..., None, :], frame @ vectors, spare)
+            columns = xp.concat([anchor, columns], axis=-1)
+        new = orthonormal_frame(columns)
+        return new, _matrix_transpose(new) @ frame
+
+    def factors(self, frame: Array | None, coordinates: Array) -> tuple[Array | None, Array]:
+        """Return (A, C), or (C^T, A^T) for the right side."""
+        if self.side == "left":
+            return frame, coordinates
+        return _matrix_transpose(coordinates), _matrix_transpose(frame)
+
+    def coordinates(self, left: Array | None, right: Array) -> Array:
+        """Return C."""
+        return right if self.side == "left" else _matrix_transpose(left)
+
+
+@dataclass(frozen=True)
+class FullSpace:
+    """The leaf's own space: the coordinates are the entries, there is no frame."""
+
+    refresh_every: int | None = None
+
+    def coordinate_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape itself."""
+        return shape
+
+    def init(self, random: Randomness, leaf: int, x: Array) -> None:
+        """Return None: no frame is needed."""
+
+    def refresh(
+        self,
+        random: Randomness,
+        leaf: int,
+        step: Any,
+        frame: Array | None,
+        momentum: Array,
+        spectral_rank: int | None,
+    ) -> tuple[None, None]:
+        """Return (None, None): nothing changes."""
+        return None, None
+
+    def factors(self, frame: Array | None, coordinates: Array) -> tuple[None, Array]:
+        """Return (None, C)."""
+        return None, coordinates
+
+    def coordinates(self, left: Array | None, right: Array) -> Array:
+        """Return C."""
+        return right
+

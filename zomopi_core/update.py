@@ -1,0 +1,259 @@
+"""Directions to steps: learning rate and its schedules, decoupled weight decay, default scaling.
+
+A step is factored, ``X <- X - eta lambda X - eta A O``; whoever holds X applies it.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from . import _arrays, errors
+from ._arrays import Array
+from ._checks import as_python, check_count, not_negative, positive
+
+#: maps the step t = 0, 1, ... to a learning rate
+Schedule = Callable[[Any], Any]
+
+
+class Change(NamedTuple):
+    """The factored step of one leaf: ``X <- X - decay X + scale * (left @ right)``.
+
+    Attributes
+    ----------
+    left : array of shape (..., m, r), or None
+        None stands for the identity.
+    right : array of shape (..., r, n), or the leaf's shape where `left` is None
+    scale : 0-d array
+        Minus the learning rate; 0 where the step changes nothing.
+    decay : 0-d array or None
+        Learning rate times weight decay; None where there is none.
+    """
+
+    left: Array | None
+    right: Array
+    scale: Any
+    decay: Any
+
+
+def _maximum(a: Any, b: Any) -> Any:
+    """Return the larger of numbers, or of a traced or device scalar and a number."""
+    if isinstance(a, numbers.Real):
+        return max(a, b)
+    xp = _arrays.namespace(a)
+    return xp.where(a > b, a, xp.ones_like(a) * b)
+
+
+def _cosine(x: Any) -> Any:
+    return math.cos(x) if isinstance(x, numbers.Real) else _arrays.namespace(x).cos(x)
+
+
+@dataclass(frozen=True)
+class _Decay:
+    """Linear warm-up to `peak`, then a fall to `final` at `steps`, where it stays."""
+
+    peak: float
+    steps: int
+    warmup: int
+    final: float
+    cosine: bool
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        check_count("warmup", self.warmup, 0)
+        as_python(
+            self,
+            peak=partial(positive, "peak"),
+            steps=int,
+            warmup=int,
+            final=partial(not_negative, "final"),
+        )
+        if self.warmup >= self.steps:
+            raise errors.not_a_number("warmup", self.warmup, f"below steps={self.steps}")
+
+    def __call__(self, step: Any) -> Any:
+        left = _maximum((self.steps - step) / (self.steps - self.warmup), 0.0)  # 1 .. 0
+        left = -_maximum(-left, -1.0)
+        if self.cosine:
+            left = 0.5 - 0.5 * _cosine(math.pi * left)
+        rate = self.final + (self.peak - self.final) * left
+        if self.warmup:
+            rate = rate * -_maximum(-(step + 1) / (self.warmup + 1), -1.0)
+        return rate
+
+
+def constant(rate: float) -> Schedule:
+    """Return a schedule that gives `rate` at every step.
+
+    Parameters
+    ----------
+    rate : float
+        The learning rate, positive.
+
+    Returns
+    -------
+    callable
+        Maps a step to a learning rate.
+
+    Raises
+    ------
+    ValueError
+        If `rate` is not a positive number.
+
+    Examples
+    --------
+    >>> import zomopi_core as zo
+    >>> zo.constant(0.1)(1000)
+    0.1
+    """
+    rate = positive("rate", rate)
+    return lambda step: rate
+
+
+def linear_decay(peak: float, steps: int, *, warmup: int = 0, final: float = 0.0) -> Schedule:
+    """Return a schedule that falls on a straight line from `peak` to `final`.
+
+    Parameters
+    ----------
+    peak : float
+        Largest learning rate.
+    steps : int
+        Step at which `final` is reached; it stays there.
+    warmup : int
+        Steps over which the rate first rises linearly to `peak`.
+    final : float
+        Learning rate at the end.
+
+    Returns
+    -------
+    callable
+        Maps a step (an integer, or an integer array under tracing) to a learning rate.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range or `warmup` not below `steps`.
+
+    Examples
+    --------
+    >>> import zomopi_core as zo
+    >>> schedule = zo.linear_decay(0.1, 10)
+    >>> [round(schedule(t), 3) for t in (0, 5, 10, 11)]
+    [0.1, 0.05, 0.0, 0.0]
+    """
+    return _Decay(peak, steps, warmup, final, cosine=False)
+
+
+def cosine_decay(peak: float, steps: int, *, warmup: int = 0, final: float = 0.0) -> Schedule:
+    """Return a schedule that falls from `peak` to `final` along half a cosine.
+
+    Parameters
+    ----------
+    peak : float
+        Largest learning rate.
+    steps : int
+        Step at which `final` is reached; it stays there.
+    warmup : int
+        Steps over which the rate first rises linearly to `peak`.
+    final : float
+        Learning rate at the end.
+
+    Returns
+    -------
+    callable
+        Maps a step (an integer, or an integer array under tracing) to a learning rate.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range or `warmup` not below `steps`.
+
+    Examples
+    --------
+    >>> import zomopi_core as zo
+    >>> schedule = zo.cosine_decay(0.1, 10, warmup=3)
+    >>> [round(schedule(t), 3) for t in (0, 1, 2, 3, 10)]
+    [0.025, 0.05, 0.075, 0.1, 0.0]
+    """
+    return _Decay(peak, steps, warmup, final, cosine=True)
+
+
+def typical_size(x: Array, columns: int) -> Array:
+    """Return ``max(rms(x), 1 / sqrt(columns))`` as a 0-d array in the working dtype of `x`.
+
+    The second term is the size at which a row times a vector of unit entries is about 1: it is
+    what a parameter that starts at zero is measured by.
+    """
+    xp = _arrays.namespace(x)
+    x = xp.astype(x, _arrays.working_dtype(x))
+    largest = xp.max(xp.abs(x))
+    scaled = x / xp.where(largest > 0, largest, xp.ones_like(largest))
+    rms = largest * xp.sqrt(xp.mean(scaled * scaled))
+    return _maximum(rms, 1.0 / math.sqrt(columns))
+
+
+@dataclass(frozen=True)
+class Update:
+    """Learning rate and decoupled weight decay.
+
+    Parameters
+    ----------
+    learning_rate : float, schedule or None
+        eta, or a callable of the step; None takes `relative` times the size of the parameters
+        at the start, measured by `typical_size`.
+    weight_decay : float
+        lambda.
+    relative : float
+        Root mean square of a default step's entries, over the typical size of the parameters.
+    horizon : int or None
+        Steps over which a default learning rate falls linearly to zero; None keeps it constant.
+    """
+
+    learning_rate: float | Schedule | None
+    weight_decay: float = 0.0
+    relative: float = 0.01
+    horizon: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is not None and not callable(self.learning_rate):
+            as_python(self, learning_rate=partial(positive, "learning_rate"))
+        as_python(self, weight_decay=partial(not_negative, "weight_decay"))
+
+    def init(self, x: Array, columns: int, gain: float) -> Array | None:
+        """Return the unit of the learning rate: None if it was given, else a 0-d array.
+
+        Parameters
+        ----------
+        x : array
+            The leaf at the start.
+        columns : int
+            Length of a row of its matrix.
+        gain : float
+            Learning rate for which the entries of a step have root mean square 1.
+        """
+        if self.learning_rate is not None:
+            return None
+        return typical_size(x, columns) * (self.relative * gain)
+
+    def rate(self, step: Any) -> Any:
+        """Return the learning rate of `step`, in units of `init` where it was not given."""
+        if self.learning_rate is None:
+            return 1.0 if self.horizon is None else linear_decay(1.0, self.horizon)(step)
+        if not callable(self.learning_rate):
+            return self.learning_rate
+        rate = self.learning_rate(step)
+        # a NumPy float would widen float32 arrays that it is multiplied with
+        return float(rate) if isinstance(rate, numbers.Real) else rate
+
+    def change(
+        self, left: Array | None, right: Array, step: Any, unit: Array | None, alive: Array
+    ) -> Change:
+        """Return the step along ``left @ right``; nothing where `alive` is 0."""
+        rate = alive * self.rate(step)
+        if unit is not None:
+            rate = rate * unit
+        return Change(left, right, -rate, rate * self.weight_decay if self.weight_decay else None)
