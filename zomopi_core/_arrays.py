@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import math
 import numbers
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import array_api_compat as compat
-import array_api_compat.numpy as np_compat
 import numpy as np
 
 from . import errors
@@ -29,13 +29,16 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 LIBRARIES = {"numpy": "numpy", "torch": "torch", "cupy": "cupy", "jax": "jax"}
 
 # The look-up walks over the libraries and costs microseconds, a type's answer never changes.
-_NAMESPACES: dict[type, Namespace] = {np.ndarray: np_compat}
+# NumPy follows the standard by itself from 2.1 on; the adapted namespace costs a call more.
+_NAMESPACES: dict[type, Namespace] = {np.ndarray: np}
 
 
 def is_array(x: object) -> bool:
     """Tell whether `x` is an array of a library that follows, or is adapted to, the standard."""
     # A NumPy scalar (np.float64) passes for an array in the compatibility layer; here it is not.
-    return not isinstance(x, np.generic) and bool(compat.is_array_api_obj(x))
+    if isinstance(x, np.ndarray | np.generic):
+        return isinstance(x, np.ndarray)
+    return bool(compat.is_array_api_obj(x))
 
 
 def namespace(x: Array) -> Namespace:
@@ -55,12 +58,18 @@ def library(xp: Namespace) -> str:
 
 def device(x: Array) -> Any:
     """Return the device of `x`; None where it is unknown, as under tracing."""
-    return compat.device(x)
+    return "cpu" if isinstance(x, np.ndarray) else compat.device(x)
 
 
 def size(x: Array) -> int:
     """Return the number of entries of `x`."""
-    return functools.reduce(lambda a, b: a * b, x.shape, 1)
+    count: int = math.prod(x.shape)
+    return count
+
+
+def transposed(x: Array) -> Array:
+    """Return `x` with its last two axes exchanged."""
+    return x.T if x.ndim == 2 else namespace(x).matrix_transpose(x)
 
 
 def is_real_floating(x: Array) -> bool:
@@ -81,13 +90,18 @@ def dtype_name(x: Array) -> str:
 
 def working_dtype(x: Array) -> Any:
     """Return the dtype in which momentum and factorizations of `x` are kept: float32 at least."""
-    xp = namespace(x)
-    return xp.float64 if dtype_name(x) == "float64" else xp.float32
+    return _precision(namespace(x), x.dtype)[0]
 
 
 def epsilon(x: Array) -> float:
     """Return the spacing of the floating-point numbers at 1 in the dtype of `x`."""
-    return float(namespace(x).finfo(x.dtype).eps)
+    return _precision(namespace(x), x.dtype)[1]
+
+
+@functools.cache
+def _precision(xp: Namespace, dtype: Any) -> tuple[Any, float]:
+    name = str(getattr(dtype, "name", dtype)).rsplit(".", maxsplit=1)[-1]
+    return xp.float64 if name == "float64" else xp.float32, float(xp.finfo(dtype).eps)
 
 
 def detach(x: Array) -> Array:
@@ -118,7 +132,7 @@ def from_host(values: Array, like: Array) -> Array:
     """Return NumPy `values` in the library and on the device of `like`, in its working dtype."""
     xp = namespace(like)
     dtype = working_dtype(like)
-    if xp is np_compat:
+    if xp is np:
         return values if values.dtype == dtype else values.astype(dtype)
     if not values.flags.writeable and library(xp) == "torch":
         values = values.copy()  # torch warns of memory that it could write to
@@ -154,12 +168,16 @@ def scalar_loss(value: Any) -> Any:
 
 
 def stack_losses(values: Sequence[Any]) -> Array:
-    """Join the losses of a step into one 1-d array, on the host only if a loss is there already.
+    """Join the losses of a step into one 1-d array, on the host only if all losses are there.
 
     Python floats become float64 on the host, whatever the parameters' precision: differences of
     losses are taken before anything is rounded to it.
     """
-    scalars = [scalar_loss(value) for value in values]
+    return join_losses([scalar_loss(value) for value in values])
+
+
+def join_losses(scalars: list[Any]) -> Array:
+    """Do the work of `stack_losses` on what `scalar_loss` returned."""
     arrays = [s for s in scalars if not isinstance(s, float)]
     if not arrays:
         return np.asarray(scalars, dtype=np.float64)
@@ -172,11 +190,11 @@ def stack_losses(values: Sequence[Any]) -> Array:
 
 def loss_vector(losses: Array) -> Array:
     """Return 1-d `losses` as float32 or float64, without their graph if they have one."""
-    if is_complex(losses):
-        raise errors.loss_not_real(losses, f"the complex dtype {losses.dtype}")
-    losses = detach(losses)
-    if isinstance(losses, np.ndarray):
+    if isinstance(losses, np.ndarray) and losses.dtype.kind in "fiub":
         return losses.astype(np.float64, copy=False)
+    if is_complex(losses) or isinstance(losses, np.ndarray):
+        raise errors.loss_not_real(losses, f"an array of dtype {losses.dtype}")
+    losses = detach(losses)
     xp = namespace(losses)
     if dtype_name(losses) in {"float32", "float64"}:
         return losses
@@ -204,7 +222,7 @@ def low_rank_update(x: Array, left: Array | None, right: Array, scale: Any) -> A
         left = left * scale
     else:
         right = right * scale
-    if xp is np_compat:
+    if xp is np:
         product = np.matmul(left, right).reshape(x.shape)
         if product.dtype != x.dtype:
             return _add(x, product)
@@ -214,6 +232,31 @@ def low_rank_update(x: Array, left: Array | None, right: Array, scale: Any) -> A
         view = x.reshape((left.shape[0], right.shape[1]))
         return xp.addmm(view, left, right).reshape(x.shape)
     return _add(x, xp.reshape(left @ right, x.shape))
+
+
+# Up to this size two additions of one product cost less than two products, and the second
+# candidate that waits for its turn costs little memory.
+_SHARED_PRODUCT = 2**17
+
+
+def low_rank_pair(
+    x: Array, left: Array | None, right: Array, scale: float
+) -> tuple[Array, Array] | None:
+    """Return ``x + scale * (left @ right)`` and ``x - scale * (left @ right)`` from one product.
+
+    The results have the bits of two calls of `low_rank_update`. None where two calls are better.
+    """
+    if not isinstance(x, np.ndarray) or x.size > _SHARED_PRODUCT or right.dtype != x.dtype:
+        return None
+    if left is None:
+        plus = right * scale
+    elif left.size < right.size:
+        plus = np.matmul(left * scale, right).reshape(x.shape)
+    else:
+        plus = np.matmul(left, right * scale).reshape(x.shape)
+    minus = x - plus
+    plus += x
+    return plus, minus
 
 
 def _add(x: Array, y: Array) -> Array:
@@ -248,7 +291,7 @@ _STATIC: set[type] = set()
 
 
 def register_static(cls: type, like: Array) -> None:
-    """Let instances of `cls` pass through compiled functions of the library of `like` as constants."""
+    """Let instances of `cls` pass as constants through what the library of `like` compiles."""
     if cls in _STATIC or not compat.is_jax_array(like):
         return
     import jax
@@ -297,6 +340,8 @@ def backend(name: str, device: str | None = None) -> tuple[Namespace, Any]:
     importlib.import_module(LIBRARIES[name])
     if name == "jax":
         xp = importlib.import_module("jax.numpy")
+    elif name == "numpy":
+        xp = np
     else:
         xp = importlib.import_module(f"array_api_compat.{name}")
     try:

@@ -29,8 +29,7 @@ def zo_mopi(
     side: str = "left",
     stacked: bool = False,
 ) -> Method:
-    """Zeroth-order momentum with partial orthogonalization in a low-rank subspace (ZO-MOPI).
-    """
+    """Zeroth-order momentum with partial orthogonalization in a low-rank subspace (ZO-MOPI)."""
     matrices = Rule(
         Sketch(rank, refresh, refresh_every, side, stacked),
         ExponentialAverage(momentum),
@@ -44,3 +43,44 @@ def zo_mopi(
         Update(vector_learning_rate, weight_decay),
     )
     return Method("zo_mopi", FiniteDifference(probes, smoothing, difference), matrices, vectors)
+
+
+# In the order in which `methods` names them: the best described first.
+_CATALOG: dict[str, Callable[..., Method]] = {"zo_mopi": zo_mopi}
+
+
+def methods() -> tuple[str, ...]:
+    """Return the names of the methods, the best described first.
+
+    Returns
+    -------
+    tuple of str
+        Each is the name of a function of this package that makes the method, and can be passed as
+        ``method=``, with underscores or hyphens.
+
+    Examples
+    --------
+    >>> import zomopi_core as zo
+    >>> zo.methods()[0]
+    'zo_mopi'
+    """
+    return tuple(_CATALOG)
+
+
+def describe_methods() -> list[tuple[str, str]]:
+    """Return (name, one line) of each method."""
+    return [
+        (name, (make.__doc__ or "").strip().splitlines()[0]) for name, make in _CATALOG.items()
+    ]
+
+
+def find_method(method: str | Method) -> Method:
+    """Return the method of that name with its defaults, or the method itself."""
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        raise errors.wrong_method(method)
+    name = method.replace("-", "_")
+    if name not in _CATALOG:
+        raise errors.unknown_name("method", method, _CATALOG)
+    return _CATALOG[name]()

@@ -153,8 +153,8 @@ def no_stopping_rule() -> ValueError:
 def budget_below_step(max_queries: int, per_step: int) -> ValueError:
     """Explain that the budget does not pay for one step."""
     return ValueError(
-        f"max_queries={max_queries} does not pay for one step, which takes {per_step} evaluations; "
-        f"raise it to at least {per_step}, or lower probes"
+        f"max_queries={max_queries} does not pay for one step, which takes {per_step} "
+        f"evaluations; raise it to at least {per_step}, or lower probes"
     )
 
 

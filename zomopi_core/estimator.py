@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 from . import _arrays
@@ -74,7 +74,7 @@ class FiniteDifference:
         check_count("probes", self.probes, 2 if self.difference == "leave-one-out" else 1)
         as_python(self, probes=int, smoothing=partial(positive, "smoothing"))
 
-    @property
+    @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
         """The points of a step in the order in which losses are expected."""
         mu = self.smoothing
@@ -86,12 +86,21 @@ class FiniteDifference:
         minus = [Evaluation(i, -mu) for i in range(self.probes)]
         return tuple(e for pair in zip(plus, minus, strict=True) for e in pair)
 
+    @cached_property
+    def mirrored(self) -> tuple[bool, ...]:
+        """For each evaluation, whether the next one is its mirror image: +mu before -mu."""
+        following = (*self.evaluations[1:], Evaluation(None, 0.0))
+        return tuple(
+            e.probe is not None and e.scale > 0 and f == Evaluation(e.probe, -e.scale)
+            for e, f in zip(self.evaluations, following, strict=True)
+        )
+
     def differences(self, losses: Array) -> Array:
         """Return the coefficients c (N,) of a step's `losses`; NaN where a loss was not finite."""
         xp = _arrays.namespace(losses)
         finite = xp.isfinite(losses)
-        nan = xp.full_like(losses, math.nan)
-        losses = xp.where(finite, losses, nan)
+        # Unlike infinities, NaN passes through differences without a warning.
+        losses = xp.where(finite, losses, math.nan)
         mu = self.smoothing
         if self.difference == "central":
             return (losses[0::2] - losses[1::2]) / (2.0 * mu)
@@ -99,11 +108,11 @@ class FiniteDifference:
             return (losses[1:] - losses[0]) / mu
         # The mean is taken of distances to the first valid loss, so that a large constant in F
         # does not cost digits; where all are equal the coefficients are exactly zero.
-        count = xp.sum(xp.astype(finite, losses.dtype))
         first = xp.take(losses, xp.argmax(xp.astype(finite, xp.int32), keepdims=True), axis=0)
-        apart = xp.where(finite, losses - first, xp.zeros_like(losses))
-        mean = xp.sum(apart) / xp.where(count > 0, count, xp.ones_like(count))
-        return xp.where(finite, apart - mean, nan) / mu
+        apart = losses - first
+        count = xp.sum(xp.astype(finite, losses.dtype))
+        mean = xp.sum(xp.where(finite, apart, 0.0)) / xp.where(count > 0, count, 1.0)
+        return (apart - mean) / mu
 
     def weigh(self, c: Array) -> Weighted:
         """Return the coefficients without the failed ones, and their common factor."""
@@ -112,11 +121,10 @@ class FiniteDifference:
         count = xp.sum(xp.astype(valid, c.dtype))
         if self.difference == "leave-one-out":
             count = count - 1.0
-        one = xp.ones_like(count)
-        alive = xp.where(count > 0, one, one - one)
-        return Weighted(
-            xp.where(valid, c, xp.zeros_like(c)), alive / xp.where(count > 0, count, one), alive
-        )
+        alive = xp.astype(count > 0, c.dtype)
+        # one over the count where there is one, without a division by zero elsewhere
+        weight = alive / (alive * count + (1.0 - alive))
+        return Weighted(xp.where(valid, c, 0.0), weight, alive)
 
     def gradient(self, weighted: Weighted, coordinates: Array) -> Array:
         """Return ``weight * sum_i c_i B_i`` for coordinates of shape (N, ...)."""

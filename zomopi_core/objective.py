@@ -1,4 +1,4 @@
-"""The binding of a function of arrays: factored probes and steps become arrays it can be called on.
+"""The binding of a function of arrays: factored probes and steps become full-size arrays.
 
 Inside the core a probe or a step is a pair of thin factors; here, and only here, full-size arrays
 are made of them.
@@ -26,10 +26,11 @@ class Candidates(Sequence[Any]):
     """
 
     def __init__(self, method: Method, params: Params, probes: tuple[Probe, ...]) -> None:
-        self._params = params
+        self._names = list(params) if isinstance(params, Mapping) else None
         self._arrays = leaves_of(params)
         self._probes = probes
         self._evaluations = method.estimator.evaluations
+        self._mirrored = method.estimator.mirrored
 
     def __len__(self) -> int:
         return len(self._evaluations)
@@ -49,16 +50,35 @@ class Candidates(Sequence[Any]):
                 _arrays.low_rank_update(x, *p.factors(probe), scale)
                 for x, p in zip(self._arrays, self._probes, strict=True)
             ]
-        return like_params(self._params, arrays)
+        return self._point(arrays)
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
+        """Yield all points; those of a central difference share a product where that is faster."""
+        waiting = None
+        for i, mirrored in enumerate(self._mirrored):
+            if waiting is not None:
+                yield waiting
+                waiting = None
+            elif mirrored and (pairs := self._pairs(i)):
+                waiting = self._point([minus for _, minus in pairs])
+                yield self._point([plus for plus, _ in pairs])
+            else:
+                yield self[i]
 
-    def stack(self) -> Any:
-        """Return all points as one array (q, *shape), or a dict of them."""
-        points = [leaves_of(point) for point in self]
-        stacked = [_arrays.namespace(column[0]).stack(column) for column in zip(*points, strict=True)]
-        return like_params(self._params, stacked)
+    def _pairs(self, index: int) -> list[tuple[Array, Array]] | None:
+        probe, scale = self._evaluations[index]
+        if probe is None:
+            return None
+        pairs = []
+        for x, p in zip(self._arrays, self._probes, strict=True):
+            pair = _arrays.low_rank_pair(x, *p.factors(probe), scale)
+            if pair is None:
+                return None
+            pairs.append(pair)
+        return pairs
+
+    def _point(self, arrays: list[Array]) -> Any:
+        return arrays[0] if self._names is None else dict(zip(self._names, arrays, strict=True))
 
 
 def perturb(method: Method, params: Params, probes: tuple[Probe, ...]) -> Candidates:
@@ -124,7 +144,7 @@ def apply_step(params: Params, step: tuple[Change, ...]) -> Any:
 
 
 def check_params(x0: Any) -> Any:
-    """Return `x0` without autograd graphs, as given or as a new dict; raise if it cannot be used."""
+    """Return a copy of `x0` without autograd graphs; raise if it cannot be optimised."""
     if isinstance(x0, Mapping):
         if not x0:
             raise errors.no_parameters()
@@ -147,7 +167,8 @@ def check_params(x0: Any) -> Any:
     devices = {str(_arrays.device(x)) for x in named.values()}
     if len(devices) > 1:
         raise errors.mixed_devices(devices)
-    clean = {name: _arrays.detach(x) for name, x in named.items()}
+    # A copy: the caller may go on to change x0.
+    clean = {name: _arrays.copy(_arrays.detach(x)) for name, x in named.items()}
     for name, x in clean.items():
         xp = _arrays.namespace(x)
         if not bool(xp.all(xp.isfinite(x))):
@@ -184,11 +205,11 @@ class Objective:
         self.calls = 0  # evaluations of F, counted as they begin
 
     def __call__(self, points: Sequence[Any], key: int, failure: Callable[..., Any]) -> Array:
-        """Return the losses of `points`, 1-d; `failure` gives the loss for an exception or raises."""
+        """Return the losses of `points`, 1-d; `failure` makes a loss of an exception."""
         keywords = {"key": key} if self.takes_key else {}
         if self.vectorized:
             self.calls += len(points)
-            stack = points.stack() if isinstance(points, Candidates) else stack_points(points)
+            stack = stack_points(points)
             try:
                 losses = self._fun(stack, **keywords)
             except Exception as error:
@@ -201,12 +222,14 @@ class Objective:
                 loss = self._fun(point, **keywords)
             except Exception as error:
                 loss = failure(error)
+            # one by one: what is no loss should be said before the next, maybe costly, call
             losses.append(_arrays.scalar_loss(loss))
-        return _arrays.stack_losses(losses)
+        return _arrays.join_losses(losses)
 
 
 def stack_points(points: Sequence[Any]) -> Any:
     """Return points as one array (q, *shape), or a dict of them."""
+    points = list(points)
     columns = zip(*[leaves_of(point) for point in points], strict=True)
     return like_params(points[0], [_arrays.namespace(c[0]).stack(c) for c in columns])
 

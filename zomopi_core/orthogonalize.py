@@ -32,24 +32,24 @@ class Orthogonalizer(Protocol):
 
 
 def _scaled(matrix: Array) -> tuple[Array, Array]:
-    """Return `matrix` over its largest entry, and that entry (..., 1, 1); zero stays zero."""
+    """Return `matrix` over its largest entry, and whether that is not zero (..., 1, 1)."""
     xp = _arrays.namespace(matrix)
     largest = xp.max(xp.abs(matrix), axis=(-2, -1), keepdims=True)
-    return matrix / xp.where(largest > 0, largest, xp.ones_like(largest)), largest
+    present = largest > 0
+    return matrix / xp.where(present, largest, 1.0), present
 
 
 def _sweep(momentum: Array, right: Array) -> tuple[Array, Array]:
     """One sweep of subspace iteration and the normalised images of its vectors."""
     xp = _arrays.namespace(momentum)
-    scaled, largest = _scaled(momentum)
-    new, _ = xp.linalg.qr(xp.matrix_transpose(scaled) @ (scaled @ right))
-    right = xp.where(largest > 0, new, right)
+    scaled, present = _scaled(momentum)
+    new, _ = xp.linalg.qr(_arrays.transposed(scaled) @ (scaled @ right))
+    right = xp.where(present, new, right)
     image = scaled @ right
-    norms = xp.sqrt(xp.sum(image * image, axis=-2, keepdims=True))
-    cutoff = max(momentum.shape[-2:]) * _arrays.epsilon(momentum)
-    present = norms > cutoff * xp.max(norms, axis=-1, keepdims=True)
-    zero = xp.zeros_like(norms)
-    inverse = xp.where(present, 1.0 / xp.where(present, norms, zero + 1.0), zero)
+    squares = xp.sum(image * image, axis=-2, keepdims=True)
+    cutoff = (max(momentum.shape[-2:]) * _arrays.epsilon(momentum)) ** 2
+    visible = squares > cutoff * xp.max(squares, axis=-1, keepdims=True)
+    inverse = xp.where(visible, 1.0 / xp.sqrt(xp.where(visible, squares, 1.0)), 0.0)
     return image * inverse, right
 
 
@@ -156,19 +156,20 @@ def newton_schulz(M: Array, /, steps: int = 5, eps: float = 0.0) -> Array:
     check_count("steps", steps, 0)
     eps = not_negative("eps", eps)
     xp = _arrays.namespace(M)
-    x, largest = _scaled(M)
+    x, present = _scaled(M)
     norm = xp.sqrt(xp.sum(x * x, axis=(-2, -1), keepdims=True))
     if eps:
-        norm = norm + xp.where(largest > 0, eps / xp.where(largest > 0, largest, norm + 1.0), norm)
-    x = x / xp.where(largest > 0, norm, norm + 1.0)
+        largest = xp.max(xp.abs(M), axis=(-2, -1), keepdims=True)
+        norm = norm + eps / xp.where(present, largest, 1.0)
+    x = x / xp.where(present, norm, 1.0)
     tall = M.shape[-2] > M.shape[-1]
     if tall:  # the Gram matrix is formed on the shorter side
-        x = xp.matrix_transpose(x)
+        x = _arrays.transposed(x)
     a, b, c = _QUINTIC
     for _ in range(steps):
-        gram = x @ xp.matrix_transpose(x)
+        gram = x @ _arrays.transposed(x)
         x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return xp.matrix_transpose(x) if tall else x
+    return _arrays.transposed(x) if tall else x
 
 
 def polar(M: Array, /) -> Array:
@@ -203,7 +204,7 @@ def polar(M: Array, /) -> Array:
     u, s, vh = xp.linalg.svd(scaled, full_matrices=False)
     cutoff = max(M.shape[-2:]) * _arrays.epsilon(M)
     present = s > cutoff * s[..., :1]
-    u = xp.where(present[..., None, :], u, xp.zeros_like(u))
+    u = xp.where(present[..., None, :], u, 0.0)
     return u @ vh
 
 
@@ -235,11 +236,11 @@ class PowerIteration:
     def direction(self, momentum: Array, kept: Array | None) -> tuple[Array, Array | None]:
         """Return (U V^T, V)."""
         left, right = _sweep(momentum, kept)
-        return left @ _arrays.namespace(right).matrix_transpose(right), right
+        return left @ _arrays.transposed(right), right
 
     def squares(self, momentum: Array, kept: Array | None) -> int:
         """Return k, times the matrices of the batch: each of k singular values is 1."""
-        return _arrays.size(kept) // momentum.shape[-1]
+        return _arrays.size(kept) // int(momentum.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -253,9 +254,9 @@ class NormalizedVector:
         """Return (O, None)."""
         xp = _arrays.namespace(momentum)
         largest = xp.max(xp.abs(momentum))
-        scaled = momentum / xp.where(largest > 0, largest, xp.ones_like(largest))
+        scaled = momentum / xp.where(largest > 0, largest, 1.0)
         rms = xp.sqrt(xp.mean(scaled * scaled))
-        return scaled / xp.where(largest > 0, rms, xp.ones_like(rms)), None
+        return scaled / xp.where(largest > 0, rms, 1.0), None
 
     def squares(self, momentum: Array, kept: Array | None) -> int:
         """Return d: the root mean square is 1."""

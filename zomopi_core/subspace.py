@@ -53,10 +53,6 @@ class Subspace(Protocol):
         ...
 
 
-def _matrix_transpose(x: Array) -> Array:
-    return _arrays.namespace(x).matrix_transpose(x)
-
-
 def orthonormal_frame(matrix: Array) -> Array:
     """Return the Q-factor of `matrix` (..., m, r) for an R-factor with a positive diagonal.
 
@@ -66,8 +62,8 @@ def orthonormal_frame(matrix: Array) -> Array:
     xp = _arrays.namespace(matrix)
     q, r = xp.linalg.qr(matrix)
     diagonal = xp.linalg.diagonal(r)
-    ones = xp.ones_like(diagonal)
-    return q * xp.where(diagonal < 0, -ones, ones)[..., None, :]
+    sign = xp.where(diagonal < 0, -1.0, xp.ones_like(diagonal))
+    return q * sign[..., None, :]
 
 
 def leading_left_vectors(momentum: Array, count: int) -> tuple[Array, Array]:
@@ -88,7 +84,7 @@ def leading_left_vectors(momentum: Array, count: int) -> tuple[Array, Array]:
     """
     xp = _arrays.namespace(momentum)
     largest = xp.max(xp.abs(momentum), axis=(-2, -1), keepdims=True)
-    scaled = momentum / xp.where(largest > 0, largest, xp.ones_like(largest))
+    scaled = momentum / xp.where(largest > 0, largest, 1.0)
     u, s, _ = xp.linalg.svd(scaled, full_matrices=False)
     u, lead = u[..., :count], s[..., :count]
     top, bottom = xp.max(u, axis=-2, keepdims=True), xp.min(u, axis=-2, keepdims=True)
@@ -182,17 +178,17 @@ class Sketch:
             anchor = xp.where(present[..., None, :], frame @ vectors, spare)
             columns = xp.concat([anchor, columns], axis=-1)
         new = orthonormal_frame(columns)
-        return new, _matrix_transpose(new) @ frame
+        return new, _arrays.transposed(new) @ frame
 
     def factors(self, frame: Array | None, coordinates: Array) -> tuple[Array | None, Array]:
         """Return (A, C), or (C^T, A^T) for the right side."""
         if self.side == "left":
             return frame, coordinates
-        return _matrix_transpose(coordinates), _matrix_transpose(frame)
+        return _arrays.transposed(coordinates), _arrays.transposed(frame)
 
     def coordinates(self, left: Array | None, right: Array) -> Array:
         """Return C."""
-        return right if self.side == "left" else _matrix_transpose(left)
+        return right if self.side == "left" else _arrays.transposed(left)
 
 
 @dataclass(frozen=True)
@@ -227,4 +223,3 @@ class FullSpace:
     def coordinates(self, left: Array | None, right: Array) -> Array:
         """Return C."""
         return right
-

@@ -45,7 +45,7 @@ def _maximum(a: Any, b: Any) -> Any:
     if isinstance(a, numbers.Real):
         return max(a, b)
     xp = _arrays.namespace(a)
-    return xp.where(a > b, a, xp.ones_like(a) * b)
+    return xp.where(a > b, a, b)
 
 
 def _cosine(x: Any) -> Any:
@@ -191,7 +191,7 @@ def typical_size(x: Array, columns: int) -> Array:
     xp = _arrays.namespace(x)
     x = xp.astype(x, _arrays.working_dtype(x))
     largest = xp.max(xp.abs(x))
-    scaled = x / xp.where(largest > 0, largest, xp.ones_like(largest))
+    scaled = x / xp.where(largest > 0, largest, 1.0)
     rms = largest * xp.sqrt(xp.mean(scaled * scaled))
     return _maximum(rms, 1.0 / math.sqrt(columns))
 

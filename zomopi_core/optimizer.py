@@ -1,0 +1,190 @@
+"""Ask and tell: the driver of a method for whoever owns the loop."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+from . import _arrays, errors
+from ._arrays import Array
+from .catalog import find_method
+from .constraints import Projection, projection
+from .method import Method, Probe, State, leaves_of
+from .objective import Candidates, apply_step, check_losses, check_params, invisible_fraction
+from .sampling import Sampler
+
+
+class Point(NamedTuple):
+    """Parameters and the method's state that belongs to them; replaced as a whole."""
+
+    params: Any
+    state: State
+    refreshed_at: int  # step for which the subspace was drawn
+
+
+class Optimizer:
+    """Minimise by asking for points and telling their losses.
+
+    Parameters
+    ----------
+    x0 : array or dict of arrays
+        Real floating-point, of NumPy, CuPy, Torch, JAX or another library that follows the array
+        API standard. Arrays with two axes are matrices; with more, (first axis, the rest) unless
+        the method says otherwise; with one or none, vectors.
+    method : str or Method
+        A name from `methods`, or what a function of the catalogue returns.
+    seed : int or Sampler
+        Key of all random numbers: the same seed gives the same run, on the same library and
+        kind of device to the bit.
+    bounds : (low, high), optional
+        Applied to the iterate after each step: numbers, arrays, or dicts of them; None leaves a
+        side open. The points of `ask` may lie outside by a probe.
+    project : callable, optional
+        Applied to the iterate after each step (after `bounds`): takes the parameters and returns
+        feasible ones.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `x0` or an option cannot be used; the message names it and the remedy.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import zomopi_core as zo
+    >>> target = np.outer(np.arange(4.0), np.ones(3))
+    >>> method = zo.zo_mopi(learning_rate=zo.linear_decay(0.2, 150))
+    >>> optimizer = zo.Optimizer(np.zeros((4, 3)), method=method)
+    >>> for _ in range(150):
+    ...     points = optimizer.ask()
+    ...     optimizer.tell([np.sum((x - target) ** 2) for x in points])
+    >>> bool(np.sum((optimizer.x - target) ** 2) < 0.1)
+    True
+    """
+
+    def __init__(
+        self,
+        x0: Any,
+        *,
+        method: str | Method = "zo-mopi",
+        seed: int | Sampler = 0,
+        bounds: Any = None,
+        project: Projection | None = None,
+    ) -> None:
+        params = check_params(x0)
+        self.method = find_method(method)
+        self._project = projection(bounds, project, params)
+        if self._project is not None:
+            params = self._project(params)
+        self._like = leaves_of(params)[0]
+        self._point = Point(params, self.method.init(params, seed), refreshed_at=0)
+        self._advance = _arrays.compiled(self.method.advance, self._like)
+        self._pending: tuple[Candidates, tuple[Probe, ...]] | None = None
+        self._warned = False
+        arrays = leaves_of(params)
+        first = next((i for i, x in enumerate(arrays) if x.ndim >= 2), 0)
+        unit = self._point.state.leaves[first].unit
+        self._rate = self.method.rule(arrays[first].ndim).update.rate
+        self._unit = 1.0 if unit is None else float(unit)
+
+    @property
+    def x(self) -> Any:
+        """The current iterate: an array, or a dict of arrays, in the form of `x0`.
+
+        No step changes an array that was handed out; each makes a new one.
+        """
+        return self._point.params
+
+    @property
+    def nit(self) -> int:
+        """Number of steps taken."""
+        return int(self._point.state.step)
+
+    @property
+    def state(self) -> State:
+        """State of the method."""
+        return self._point.state
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next step, of the first matrix (of the first array if none is)."""
+        return float(self._rate(self.nit)) * self._unit
+
+    def ask(self) -> Candidates:
+        """Return the points at which the loss is needed.
+
+        Returns
+        -------
+        sequence of arrays or dicts of arrays
+            Made one at a time, when they are asked for. The order is that of
+            ``method.estimator.evaluations``: ``[baseline where there is one], +1, -1, +2, ...``
+            or ``+1, +2, ...``. Until `tell`, another call returns the same points.
+        """
+        if self._pending is None:
+            params, state, refreshed_at = self._point
+            every = self.method.refresh_every
+            if every and state.step % every == 0 and state.step != refreshed_at:
+                state = self.method.refresh(state)
+                self._point = Point(params, state, refreshed_at=state.step)
+            probes = self.method.propose(state)
+            if not self._warned and state.step == self._point.refreshed_at:
+                self._warn_of_invisible_probes(params, probes)
+            self._pending = Candidates(self.method, params, probes), probes
+        return self._pending[0]
+
+    def tell(self, losses: Any) -> None:
+        """Take a step from the losses of the points that `ask` returned.
+
+        Parameters
+        ----------
+        losses : sequence of float or of 0-d arrays, or 1-d array
+            One for each point, in their order. A probe with a loss that is NaN or infinite has
+            no part in the step; without any valid probe the step changes nothing.
+
+        Raises
+        ------
+        RuntimeError
+            If no `ask` is pending.
+        ValueError, TypeError
+            If the losses are not as many real numbers as there were points.
+        """
+        if self._pending is None:
+            raise errors.tell_before_ask()
+        self._take_step(check_losses(losses, len(self._pending[0]), _wrong_number))
+
+    def _take_step(self, losses: Array) -> None:
+        """Do the work of `tell` for a 1-d array of losses that was checked before."""
+        if self._pending is None:
+            raise errors.tell_before_ask()
+        probes = self._pending[1]
+        params, state, refreshed_at = self._point
+        # Differences are taken here, outside of compiled code: in float64 for host numbers.
+        new, step = self._advance(state, self.method.estimator.differences(losses), probes)
+        params = apply_step(params, step)
+        if self._project is not None:
+            params = self._project(params)
+        # The number of the step stays an integer of the host, whatever was compiled.
+        self._point = Point(params, State(state.step + 1, *new[1:]), refreshed_at)
+        self._pending = None
+
+    def _warn_of_invisible_probes(self, params: Any, probes: tuple[Probe, ...]) -> None:
+        """Warn, once, if adding a probe leaves most entries of a parameter as they are."""
+        smoothing = self.method.estimator.smoothing
+        names = list(params) if isinstance(params, dict) else ["x"]
+        for name, x, probe in zip(names, leaves_of(params), probes, strict=True):
+            fraction = invisible_fraction(x, probe, smoothing)
+            if fraction > _INVISIBLE:
+                self._warned = True
+                message = errors.invisible_probe(str(name), x.dtype, fraction)
+                warnings.warn(message, errors.PrecisionWarning, stacklevel=3)
+                return
+
+
+# Half of the entries: a Gaussian probe whose standard deviation is below 0.7 units in the last
+# place (its entries below half a unit round away) says more about rounding than about F.
+_INVISIBLE = 0.5
+
+
+def _wrong_number(shape: tuple[int, ...], expected: int) -> Exception:
+    got = shape[0] if len(shape) == 1 else f"an array of shape {shape}"
+    return errors.wrong_number_of_losses(got, expected)
