@@ -279,12 +279,18 @@ def shrink(x: Array, factor: Any) -> Array:
 
 def compiled(function: _F, like: Array) -> _F:
     """Return `function` compiled where the library of `like` compiles, else as it is."""
-    if not compat.is_jax_array(like):
+    if isinstance(like, np.ndarray) or not compat.is_jax_array(like):
         return function
+    result: _F = _jit(function)
+    return result
+
+
+# Equal methods of two runs meet here again and need not be compiled twice.
+@functools.lru_cache(maxsize=64)
+def _jit(function: Callable[..., Any]) -> Any:
     import jax
 
-    result: _F = jax.jit(function)
-    return result
+    return jax.jit(function)
 
 
 _STATIC: set[type] = set()

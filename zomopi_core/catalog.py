@@ -29,7 +29,77 @@ def zo_mopi(
     side: str = "left",
     stacked: bool = False,
 ) -> Method:
-    """Zeroth-order momentum with partial orthogonalization in a low-rank subspace (ZO-MOPI)."""
+    """Make ZO-MOPI: low-rank probes, momentum, and its top singular directions as the step.
+
+    With a frame A (m x r), probes B_i (r x n) and central differences, step t is::
+
+        c_i = (F(X + mu A B_i) - F(X - mu A B_i)) / (2 mu)     i = 1..N
+        G   = (1/N) sum_i c_i B_i
+        M   = beta M + (1 - beta) G
+        V   = Q-factor of M^T (M V)                            n x k, warm
+        U   = columns of M V, each normalised
+        X   = X - eta A U V^T - eta lambda X
+
+    Every nu steps the frame is refreshed and the momentum carried over to it,
+    ``M <- A_new^T A_old M``.
+
+    Parameters
+    ----------
+    learning_rate : float or callable, optional
+        eta, the spectral norm of a step in units of the parameters: a number or a schedule
+        (`constant`, `linear_decay`, `cosine_decay`, any callable of the step). By default the
+        entries of a step have a root mean square of 0.01 max(rms(x0), 1/sqrt(n)), n the columns;
+        `minimize` lets it fall linearly to zero over its budget.
+    rank : int
+        Columns r of the frame; clipped to the rows m.
+    spectral_rank : int, optional
+        Directions k of a step; by default r // 2 of the clipped r, at least one. Clipped to
+        min(r, n).
+    probes : int
+        Directions N probed per step.
+    smoothing : float
+        mu, the length of a probe in units of the parameters.
+    momentum : float
+        beta, from 0 up to, not including, 1.
+    refresh_every : int
+        nu, the steps between two refreshes of the frame.
+    refresh : {"anchored", "haar"}
+        ``"anchored"`` keeps the min(k, r // 2) leading left singular vectors of the momentum,
+        ``"haar"`` draws the frame anew.
+    difference : {"central", "forward", "leave-one-out"}
+        2N, N + 1 or N evaluations a step; leave-one-out needs two probes or more.
+    weight_decay : float
+        lambda, decoupled: the parameters shrink by eta lambda a step.
+    vector_learning_rate : float or callable, optional
+        Root mean square of a step's entries for arrays with one axis or none, which are probed
+        in their full space and take normalised steps. Its default is that of `learning_rate`,
+        n being the number of entries.
+    side : {"left", "right"}
+        Whether the rows (the paper) or the columns are sketched.
+    stacked : bool
+        Whether arrays with more than two axes are batches of matrices over the leading axes; by
+        default they are one matrix, (first axis, the rest).
+
+    Returns
+    -------
+    Method
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range; the message names it.
+
+    References
+    ----------
+    arXiv 2605.09034, ZO-MOPI.
+
+    Examples
+    --------
+    >>> import zomopi_core as zo
+    >>> method = zo.zo_mopi(learning_rate=0.01, rank=16, probes=2)
+    >>> method.evaluations_per_step
+    4
+    """
     matrices = Rule(
         Sketch(rank, refresh, refresh_every, side, stacked),
         ExponentialAverage(momentum),
@@ -40,7 +110,7 @@ def zo_mopi(
         FullSpace(),
         ExponentialAverage(momentum),
         NormalizedVector(),
-        Update(vector_learning_rate, weight_decay),
+        Update(vector_learning_rate, weight_decay, name="vector_learning_rate"),
     )
     return Method("zo_mopi", FiniteDifference(probes, smoothing, difference), matrices, vectors)
 

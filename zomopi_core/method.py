@@ -56,14 +56,14 @@ class State(NamedTuple):
         0 until the first step with a finite loss, then 1.
     leaves : tuple of LeafState
         In the order of the parameters.
-    random : Randomness
-        The sampler.
+    random : Randomness or None
+        The sampler; None only where nothing is drawn.
     """
 
     step: Any
     started: Array
     leaves: tuple[LeafState, ...]
-    random: Randomness
+    random: Any
 
 
 class Probe(NamedTuple):

@@ -29,6 +29,7 @@ class Candidates(Sequence[Any]):
         self._names = list(params) if isinstance(params, Mapping) else None
         self._arrays = leaves_of(params)
         self._probes = probes
+        self._displace = _arrays.compiled(_displace, self._arrays[0])
         self._evaluations = method.estimator.evaluations
         self._mirrored = method.estimator.mirrored
 
@@ -46,10 +47,7 @@ class Candidates(Sequence[Any]):
         if probe is None:
             arrays = [_arrays.copy(x) for x in self._arrays]
         else:
-            arrays = [
-                _arrays.low_rank_update(x, *p.factors(probe), scale)
-                for x, p in zip(self._arrays, self._probes, strict=True)
-            ]
+            arrays = self._displace(self._arrays, self._probes, probe, scale)
         return self._point(arrays)
 
     def __iter__(self) -> Iterator[Any]:
@@ -79,6 +77,15 @@ class Candidates(Sequence[Any]):
 
     def _point(self, arrays: list[Array]) -> Any:
         return arrays[0] if self._names is None else dict(zip(self._names, arrays, strict=True))
+
+
+def _displace(
+    arrays: list[Array], probes: tuple[Probe, ...], probe: int, scale: float
+) -> list[Array]:
+    return [
+        _arrays.low_rank_update(x, *p.factors(probe), scale)
+        for x, p in zip(arrays, probes, strict=True)
+    ]
 
 
 def perturb(method: Method, params: Params, probes: tuple[Probe, ...]) -> Candidates:
@@ -136,11 +143,16 @@ def apply_step(params: Params, step: tuple[Change, ...]) -> Any:
     >>> round(float(np.linalg.norm(zo.apply_step(x, step), 2)), 6)
     0.1
     """
-    arrays = []
-    for x, change in zip(leaves_of(params), step, strict=True):
+    arrays = leaves_of(params)
+    return like_params(params, _arrays.compiled(_move, arrays[0])(arrays, step))
+
+
+def _move(arrays: list[Array], step: tuple[Change, ...]) -> list[Array]:
+    moved = []
+    for x, change in zip(arrays, step, strict=True):
         base = x if change.decay is None else _arrays.shrink(x, change.decay)
-        arrays.append(_arrays.low_rank_update(base, change.left, change.right, change.scale))
-    return like_params(params, arrays)
+        moved.append(_arrays.low_rank_update(base, change.left, change.right, change.scale))
+    return moved
 
 
 def check_params(x0: Any) -> Any:

@@ -158,13 +158,17 @@ class Optimizer:
             raise errors.tell_before_ask()
         probes = self._pending[1]
         params, state, refreshed_at = self._point
-        # Differences are taken here, outside of compiled code: in float64 for host numbers.
-        new, step = self._advance(state, self.method.estimator.differences(losses), probes)
+        # Differences are taken here, outside of compiled code: in float64 for host numbers. The
+        # probes are given, so that no sampler is needed: runs that differ in their seeds alone
+        # share what was compiled.
+        new, step = self._advance(
+            state._replace(random=None), self.method.estimator.differences(losses), probes
+        )
         params = apply_step(params, step)
         if self._project is not None:
             params = self._project(params)
         # The number of the step stays an integer of the host, whatever was compiled.
-        self._point = Point(params, State(state.step + 1, *new[1:]), refreshed_at)
+        self._point = Point(params, State(state.step + 1, *new[1:3], state.random), refreshed_at)
         self._pending = None
 
     def _warn_of_invisible_probes(self, params: Any, probes: tuple[Probe, ...]) -> None:

@@ -211,16 +211,19 @@ class Update:
         Root mean square of a default step's entries, over the typical size of the parameters.
     horizon : int or None
         Steps over which a default learning rate falls linearly to zero; None keeps it constant.
+    name : str
+        What the learning rate is called where it is set, for messages.
     """
 
     learning_rate: float | Schedule | None
     weight_decay: float = 0.0
     relative: float = 0.01
     horizon: int | None = None
+    name: str = "learning_rate"
 
     def __post_init__(self) -> None:
         if self.learning_rate is not None and not callable(self.learning_rate):
-            as_python(self, learning_rate=partial(positive, "learning_rate"))
+            as_python(self, learning_rate=partial(positive, self.name))
         as_python(self, weight_decay=partial(not_negative, "weight_decay"))
 
     def init(self, x: Array, columns: int, gain: float) -> Array | None:

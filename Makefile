@@ -1,0 +1,64 @@
+# Everything is set up in .venv by the first target that needs it, and again when the
+# requirements change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread each: two busy processes make threaded linear algebra collapse.
+export OPENBLAS_NUM_THREADS ?= 1
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+
+.PHONY: help demo test lint docs bench bench-quick wheel clean
+
+help:
+	@echo "make demo   train a classifier of handwritten digits from loss values alone"
+	@echo "make test   run the whole test suite"
+	@echo "make lint   ruff and mypy"
+	@echo "make docs   build the documentation into docs/_build/html"
+	@echo "make bench  run the benchmarks"
+	@echo "make wheel  build the wheel and check what is inside"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The demo needs little; what the tests need takes minutes to install.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cli]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e ".[cli,torch,jax,scipy,test,docs,bench]"
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/zomopi run digits --save zomopi-digits.png
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+bench: $(VENV)/.dev
+	cd asv_benches && ../$(BIN)/asv machine --yes > /dev/null
+	cd asv_benches && ../$(BIN)/asv run --python=same --show-stderr --set-commit-hash "$$(git rev-parse HEAD)"
+
+bench-quick: $(VENV)/.dev
+	cd asv_benches && ../$(BIN)/asv machine --yes > /dev/null
+	cd asv_benches && ../$(BIN)/asv check --python=same
+	cd asv_benches && ../$(BIN)/asv run --python=same --quick --show-stderr
+
+wheel: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist . > /dev/null
+	$(BIN)/python tools/check_wheel.py dist
+
+clean:
+	rm -rf $(VENV) dist docs/_build asv_benches/.asv zomopi-digits.png
