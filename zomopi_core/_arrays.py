@@ -133,7 +133,10 @@ def from_host(values: Array, like: Array) -> Array:
     xp = namespace(like)
     dtype = working_dtype(like)
     if xp is np:
-        return values if values.dtype == dtype else values.astype(dtype)
+        if values.dtype == dtype:
+            return values
+        with np.errstate(over="ignore"):  # infinity is what the caller looks for
+            return values.astype(dtype)
     if not values.flags.writeable and library(xp) == "torch":
         values = values.copy()  # torch warns of memory that it could write to
     return xp.asarray(values, dtype=dtype, device=device(like))
@@ -304,6 +307,15 @@ def register_static(cls: type, like: Array) -> None:
 
     jax.tree_util.register_static(cls)
     _STATIC.add(cls)
+
+
+def on_gpu(x: Array) -> bool:
+    """Tell whether `x` lives on a GPU."""
+    if compat.is_torch_array(x):
+        return bool(x.device.type == "cuda")
+    if compat.is_jax_array(x):
+        return any(d.platform == "gpu" for d in x.devices())
+    return bool(compat.is_cupy_array(x))
 
 
 def synchronize(x: Array) -> None:

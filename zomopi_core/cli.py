@@ -74,7 +74,7 @@ def run(
             max_queries=max_queries,
             seed=seed,
             # a GPU computes all candidates of a step at once; on a CPU small arrays stay in cache
-            vectorized=str(_arrays.device(like)).startswith(("cuda", "<CUDA")),
+            vectorized=_arrays.on_gpu(like),
             progress=True,
         )
         seconds = time.perf_counter() - began

@@ -73,16 +73,23 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class NumpySampler:
-    """NumPy's Philox generator, keyed by the seed and counting from the draw."""
+    """NumPy's Philox generator, keyed by the seed and counting from the draw.
+
+    It also serves the libraries that have no generator of their own, given as `xp`.
+    """
 
     seed: int
+    xp: Namespace = field(default=np, compare=False)
 
     def normal(
         self, draw: Draw, shape: tuple[int, ...], *, dtype: Any, device: Any = None
     ) -> Array:
-        """Return the numbers of `draw` as a NumPy array of `dtype`."""
+        """Return the numbers of `draw` as an array of the library `xp`."""
         generator = np.random.Generator(_philox(self.seed, draw))
-        return generator.standard_normal(shape, dtype=dtype)
+        if self.xp is np:
+            return generator.standard_normal(shape, dtype=dtype)
+        own = np.float64 if dtype == self.xp.float64 else np.float32
+        return self.xp.asarray(generator.standard_normal(shape, dtype=own), device=device)
 
 
 @dataclass(frozen=True)
@@ -208,7 +215,9 @@ def native_sampler(seed: int, like: Array) -> Sampler:
     """Return the fastest sampler for the library of `like`."""
     _check_seed(seed)
     samplers: dict[str, Any] = {"torch": TorchSampler, "cupy": CupySampler, "jax": JaxSampler}
-    sampler: Sampler = samplers.get(_arrays.library(_arrays.namespace(like)), NumpySampler)(seed)
+    xp = _arrays.namespace(like)
+    native = samplers.get(_arrays.library(xp))
+    sampler: Sampler = NumpySampler(seed, xp) if native is None else native(seed)
     return sampler
 
 
