@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+
 import zomopi_core as zo
 from zomopi_core.estimator import Evaluation, FiniteDifference
 

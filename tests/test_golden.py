@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 import zomopi_core as zo
 from conftest import GoldenSampler
 

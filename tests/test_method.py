@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zomopi_core as zo
-from conftest import Backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import zomopi_core as zo
+from conftest import Backend
 
 CORE = Path(zo.__file__).parent
 
@@ -339,9 +340,7 @@ class TestLeaves:
         kind=st.sampled_from(["random", "constant", "nan"]),
     )
     @settings(max_examples=150, deadline=None)
-    def test_any_shape_stays_finite(
-        self, m, n, rank, k, probes, difference, side, dtype, kind
-    ):
+    def test_any_shape_stays_finite(self, m, n, rank, k, probes, difference, side, dtype, kind):
         method = zo.zo_mopi(
             rank=rank,
             spectral_rank=k,

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-import zomopi_core as zo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import zomopi_core as zo
 from zomopi_core.orthogonalize import NormalizedVector, PowerIteration
 from zomopi_core.sampling import Randomness
 
@@ -42,7 +43,7 @@ class TestStreamingPowerIteration:
 
     def test_warm_start_beats_cold_start(self):
         rng = np.random.default_rng(0)
-        u, s, vt = np.linalg.svd(rng.standard_normal((10, 30)), full_matrices=False)
+        u, _, vt = np.linalg.svd(rng.standard_normal((10, 30)), full_matrices=False)
         M = (u * 0.8 ** np.arange(10)) @ vt
         exact = u[:, :3] @ vt[:3]
 

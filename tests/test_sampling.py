@@ -8,6 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
+
 import zomopi_core as zo
 from zomopi_core import sampling
 

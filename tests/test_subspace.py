@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-import zomopi_core as zo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import zomopi_core as zo
 from zomopi_core.sampling import Randomness
 from zomopi_core.subspace import FullSpace, Sketch, leading_left_vectors, orthonormal_frame
 
@@ -43,9 +44,7 @@ class TestFrame:
         seed=st.integers(0, 2**32),
     )
     @settings(max_examples=150, deadline=None)
-    def test_orthonormal_after_every_refresh(
-        self, m, n, rank, dtype, refresh, side, batch, seed
-    ):
+    def test_orthonormal_after_every_refresh(self, m, n, rank, dtype, refresh, side, batch, seed):
         sketch = Sketch(rank, refresh, side=side, stacked=True)
         x = np.zeros((*batch, m, n), dtype=dtype)
         frame = start(sketch, x, seed)
@@ -71,9 +70,7 @@ class TestFrame:
         assert np.max(np.abs(frames.mean(0))) < 5 * np.sqrt(entry / count)
         flat = frames.reshape(count, -1)
         second = flat.T @ flat / count
-        assert np.max(np.abs(second - np.eye(m * r) / m)) < 5 * np.sqrt(
-            3 / (m * (m + 2)) / count
-        )
+        assert np.max(np.abs(second - np.eye(m * r) / m)) < 5 * np.sqrt(3 / (m * (m + 2)) / count)
         fourth = np.mean(frames**4, axis=0)
         assert np.max(np.abs(fourth - 3 / (m * (m + 2)))) < 5 * np.sqrt(
             105 / (m * (m + 2) * (m + 4) * (m + 6)) / count

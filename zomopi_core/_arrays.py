@@ -125,7 +125,11 @@ def to_host(x: Array) -> np.ndarray[Any, Any]:
         if dtype_name(x) == "bfloat16":  # NumPy has no such dtype
             x = x.float()
         return np.asarray(x.cpu().numpy())
-    return np.asarray(x)
+    if compat.is_jax_array(x):
+        return np.asarray(x)
+    # The standard has no name for the host; a library's default device is the nearest to it.
+    default = namespace(x).__array_namespace_info__().default_device()
+    return np.asarray(x.to_device(default))
 
 
 def from_host(values: Array, like: Array) -> Array:
@@ -145,7 +149,7 @@ def from_host(values: Array, like: Array) -> Array:
 def to_like(values: Array, like: Array) -> Array:
     """Return `values` (NumPy, or of the library of `like`) in the working dtype of `like`."""
     xp = namespace(like)
-    if namespace(values) is not xp:
+    if xp is np or namespace(values) is not xp:
         return from_host(to_host(values), like)
     dtype = working_dtype(like)
     return values if values.dtype == dtype else xp.astype(values, dtype)

@@ -30,6 +30,11 @@ def _number(name: str, value: Any, accept: Callable[[float], bool], what: str) -
     raise errors.not_a_number(name, value, what)
 
 
+def finite(name: str, value: Any) -> float:
+    """Return `value` as a float; raise unless it is a finite number."""
+    return _number(name, value, lambda x: True, "a finite number")
+
+
 def positive(name: str, value: Any) -> float:
     """Return `value` as a float; raise unless it is positive and finite."""
     return _number(name, value, lambda x: x > 0, "a positive number")

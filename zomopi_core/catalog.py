@@ -49,7 +49,8 @@ def zo_mopi(
         eta, the spectral norm of a step in units of the parameters: a number or a schedule
         (`constant`, `linear_decay`, `cosine_decay`, any callable of the step). By default the
         entries of a step have a root mean square of 0.01 max(rms(x0), 1/sqrt(n)), n the columns;
-        `minimize` lets it fall linearly to zero over its budget.
+        `minimize`, which knows the number T of steps, takes 0.5 / sqrt(T) in the place of 0.01
+        and lets the rate fall linearly to zero.
     rank : int
         Columns r of the frame; clipped to the rows m.
     spectral_rank : int, optional
@@ -58,7 +59,8 @@ def zo_mopi(
     probes : int
         Directions N probed per step.
     smoothing : float
-        mu, the length of a probe in units of the parameters.
+        mu, the standard deviation of a probe's coordinates in units of the parameters; its
+        entries have sqrt(r / m) of that.
     momentum : float
         beta, from 0 up to, not including, 1.
     refresh_every : int

@@ -82,8 +82,9 @@ def _bound(bound: Any, x: Array) -> Array | None:
         array = xp.asarray(bound, dtype=x.dtype, device=_arrays.device(x))
         array = xp.broadcast_to(array, x.shape)
     except (TypeError, ValueError, RuntimeError) as error:
+        what = f"shape {tuple(bound.shape)}" if _arrays.is_array(bound) else repr(bound)
         raise errors.wrong_bounds(
-            f"{bound!r:.60} does not fit an array of shape {tuple(x.shape)}"
+            f"{what:.60} does not fit an array of shape {tuple(x.shape)}"
         ) from error
     if bool(xp.any(xp.isnan(array))):
         raise errors.wrong_bounds("a bound is NaN")

@@ -103,10 +103,8 @@ class Rule:
         frame = self.subspace.init(random, leaf, x)
         right = self.orthogonalizer.init(random, leaf, zeros)
         gain = (_arrays.size(x) / self.orthogonalizer.squares(zeros, right)) ** 0.5
-        columns = shape[-1] if shape else 1
-        return LeafState(
-            frame, self.momentum.init(zeros), right, self.update.init(x, columns, gain)
-        )
+        unit = self.update.init(x, self.subspace.columns(x.shape), gain)
+        return LeafState(frame, self.momentum.init(zeros), right, unit)
 
     def refresh(self, random: Randomness, leaf: int, step: Any, state: LeafState) -> LeafState:
         """Return the state with a new frame and the momentum carried over to it."""
@@ -205,7 +203,7 @@ class Method:
         return self.matrices.subspace.refresh_every or 0
 
     def with_horizon(self, steps: int) -> Method:
-        """Return the method with default learning rates falling linearly to zero over `steps`."""
+        """Return the method with default learning rates made for a run of so many steps."""
         return replace(
             self,
             matrices=replace(

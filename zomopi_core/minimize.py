@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _arrays, errors
-from ._checks import check_count, check_name, positive
+from ._checks import check_count, check_name, finite, positive
 from ._progress import progress_display
 from .catalog import find_method
 from .constraints import Projection
@@ -351,8 +352,9 @@ def minimize(
         follows the array API standard; it is not changed.
     method : str or Method
         A name from `methods`, or what a function of the catalogue returns.
-    max_queries : int
-        Most evaluations of `fun`, every one counted. From ten steps on, one is spent on `x0` and
+    max_queries : int, optional
+        Most evaluations of `fun`, every one counted; one of `max_queries`, `max_steps` and
+        `max_time` must be given. From ten steps on, one is spent on `x0` and
         two at the end on the best point seen and the last iterate.
     max_steps : int, optional
         Most steps.
@@ -393,9 +395,9 @@ def minimize(
 
     Notes
     -----
-    A default learning rate, that of a method made without one, falls linearly to zero over the
-    steps that `max_queries` or `max_steps` pay for, and stays constant if only time limits the
-    run.
+    A default learning rate, that of a method made without one, is proportional to one over the
+    square root of the number of steps that `max_queries` or `max_steps` pay for and falls linearly
+    to zero over them; it is constant if only time limits the run.
 
     Ctrl-C ends the run and returns what was reached, with status ``"interrupted"``.
 
@@ -420,6 +422,8 @@ def minimize(
             check_count(name, count)
     if max_time is not None:
         positive("max_time", max_time)
+    if target is not None:
+        target = finite("target", target)
     method = find_method(method)
     per_step = method.evaluations_per_step
     if max_queries is not None and max_queries < per_step:
@@ -433,7 +437,8 @@ def minimize(
         Optimizer(x0, method=method, seed=seed, bounds=bounds, project=project),
         objective,
         failures,
-        seed=seed if isinstance(seed, int) else int(getattr(seed, "seed", 0)),
+        # a sampler of one's own may have no seed: then the keys are those of seed 0
+        seed=int(seed if isinstance(seed, numbers.Integral) else getattr(seed, "seed", 0)),
         constrained=bounds is not None or project is not None,
         max_queries=max_queries,
         max_steps=max_steps,

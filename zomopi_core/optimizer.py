@@ -89,7 +89,7 @@ class Optimizer:
 
     @property
     def x(self) -> Any:
-        """The current iterate: an array, or a dict of arrays, in the form of `x0`.
+        """The current iterate, an array or a dict of arrays in the form of `x0`.
 
         No step changes an array that was handed out; each makes a new one.
         """

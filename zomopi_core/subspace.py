@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from . import _arrays
+from . import _arrays, errors
 from ._arrays import Array
 from ._checks import as_python, check_count, check_name
 from .sampling import Draw, Randomness
@@ -26,6 +26,10 @@ class Subspace(Protocol):
 
     def coordinate_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the coordinates of a leaf of the given shape."""
+        ...
+
+    def columns(self, shape: tuple[int, ...]) -> int:
+        """Return the length n of a row of a leaf of the given shape, whatever side is sketched."""
         ...
 
     def init(self, random: Randomness, leaf: int, x: Array) -> Array | None:
@@ -101,7 +105,7 @@ class Sketch:
     ----------
     rank : int
         Columns r of the frame; clipped to the number of rows, where the subspace is the space.
-    refresh : {"anchored", "haar"}
+    refresh_kind : {"anchored", "haar"}
         ``"anchored"`` keeps the leading left singular vectors of the momentum and draws the rest
         (the paper's momentum-projected subspace), ``"haar"`` draws all of it anew.
     refresh_every : int
@@ -130,6 +134,8 @@ class Sketch:
         check_name("side", self.side, ("left", "right"))
         if self.anchor_rank is not None:
             check_count("anchor_rank", self.anchor_rank)
+        if not isinstance(self.stacked, bool):
+            raise errors.not_a_number("stacked", self.stacked, "True or False")
         as_python(self, rank=int, refresh_every=int)
 
     def _view(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -146,6 +152,10 @@ class Sketch:
         """Return (..., min(r, m), n)."""
         *batch, m, n = self._view(shape)
         return (*batch, min(self.rank, m), n)
+
+    def columns(self, shape: tuple[int, ...]) -> int:
+        """Return n."""
+        return self._view(shape)[-1 if self.side == "left" else -2]
 
     def init(self, random: Randomness, leaf: int, x: Array) -> Array:
         """Return a Haar-distributed frame."""
@@ -200,6 +210,10 @@ class FullSpace:
     def coordinate_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape itself."""
         return shape
+
+    def columns(self, shape: tuple[int, ...]) -> int:
+        """Return the length of the last axis, 1 if there is none."""
+        return shape[-1] if shape else 1
 
     def init(self, random: Randomness, leaf: int, x: Array) -> None:
         """Return None: no frame is needed."""

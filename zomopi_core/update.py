@@ -203,21 +203,20 @@ class Update:
     Parameters
     ----------
     learning_rate : float, schedule or None
-        eta, or a callable of the step; None takes `relative` times the size of the parameters
-        at the start, measured by `typical_size`.
+        eta, or a callable of the step; None takes a default.
     weight_decay : float
         lambda.
-    relative : float
-        Root mean square of a default step's entries, over the typical size of the parameters.
     horizon : int or None
-        Steps over which a default learning rate falls linearly to zero; None keeps it constant.
+        Number T of steps of the run, for a default learning rate: the entries of its first step
+        have a root mean square of ``0.5 / sqrt(T)`` times the size of the parameters at the
+        start (`typical_size`), and it falls linearly to zero over T steps. Where T is not known,
+        the ratio is 0.01, that of 2,500 steps, and constant.
     name : str
         What the learning rate is called where it is set, for messages.
     """
 
     learning_rate: float | Schedule | None
     weight_decay: float = 0.0
-    relative: float = 0.01
     horizon: int | None = None
     name: str = "learning_rate"
 
@@ -240,7 +239,10 @@ class Update:
         """
         if self.learning_rate is not None:
             return None
-        return typical_size(x, columns) * (self.relative * gain)
+        # With normalised steps the error after T of them is least for a rate of distance over
+        # sqrt(T); 0.5 is the geometric middle of the best on a dozen problems of T = 100 to 2,500.
+        relative = 0.01 if self.horizon is None else 0.5 / math.sqrt(self.horizon)
+        return typical_size(x, columns) * (relative * gain)
 
     def rate(self, step: Any) -> Any:
         """Return the learning rate of `step`, in units of `init` where it was not given."""

@@ -1,0 +1,118 @@
+"""The command line."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer", reason="the extra cli is not installed")
+from typer.testing import CliRunner
+
+from zomopi_core.cli import app
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "80"})
+
+
+def flat(text):
+    """Return text without the box and the line breaks that wrap an error."""
+    return " ".join(text.replace("│", " ").split())
+
+
+class TestRun:
+    def test_digits(self, tmp_path):
+        """The demo's command: at least 95 % of the held-out quarter from loss values alone."""
+        picture, weights = tmp_path / "digits.png", tmp_path / "weights.npz"
+        result = call("run", "digits", "--save", picture, "--save", weights)
+        assert result.exit_code == 0, result.output
+        rows = dict(
+            re.findall(
+                r"^(train accuracy|test accuracy|queries|seconds) +(\S+)", result.stdout, re.M
+            )
+        )
+        assert float(rows["test accuracy"].rstrip("%")) >= 95
+        assert float(rows["train accuracy"].rstrip("%")) >= 95
+        assert int(rows["queries"].replace(",", "")) <= 20_000
+        # 30 s on two cores is the bar, some 7 s are usual: a slow neighbour is no failure
+        assert float(rows["seconds"]) < 30
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        with np.load(weights) as saved:
+            assert {k: v.shape for k, v in saved.items()} == {
+                "W1": (32, 64),
+                "b1": (32,),
+                "W2": (10, 32),
+                "b2": (10,),
+            }
+
+    @pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
+    def test_backends(self, backend, tmp_path):
+        pytest.importorskip(backend, reason=f"{backend} is not installed")
+        target = tmp_path / "w.npz"
+        result = call(
+            "run", "digits", "--backend", backend, "--device", "cpu", "--method", "zo-mopi",
+            "--max-queries", 400, "--seed", 3, "--save", target,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert f"on {backend}" in result.output
+        with np.load(target) as saved:
+            assert np.all(np.isfinite(saved["W1"]))
+
+    def test_same_seed_same_weights(self, tmp_path):
+        for name in ("a", "b"):
+            call("run", "digits", "--max-queries", 100, "--save", tmp_path / f"{name}.npz")
+        with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
+            assert all(np.array_equal(a[k], b[k]) for k in a)
+
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            (["nothing"], "PROBLEM must be one of 'digits', got 'nothing'"),
+            (["digits", "--backend", "tensorflow"], "backend must be one of 'numpy', 'torch'"),
+            (["digits", "--device", "cuda"], "device 'cuda' cannot be used with numpy"),
+            (["digits", "--device", "tpu"], "the names are cpu, cuda"),
+            (["digits", "--method", "adam"], "method must be one of 'zo_mopi'"),
+            (["digits", "--max-queries", "3"], "max_queries=3 does not pay for one step"),
+            (["digits", "--save", "x.txt"], "must end in .png, .pdf, .svg or .npz"),
+            (["digits", "--save", "nowhere/x.png"], "there is no folder nowhere"),
+        ],
+    )
+    def test_bad_arguments(self, arguments, text):
+        result = call("run", *arguments)
+        assert result.exit_code == 2
+        assert text in flat(result.output)
+
+
+class TestLists:
+    def test_info(self):
+        output = call("info").output
+        assert np.__version__ in output
+        assert all(name in output for name in ("numpy", "torch", "cupy", "jax", "cpu"))
+
+    def test_methods(self):
+        import zomopi_core as zo
+
+        output = call("methods").output
+        assert all(name in output for name in zo.methods())
+        assert all(len(line) <= 80 for line in output.splitlines())
+
+
+class TestEntry:
+    def test_module(self):
+        done = subprocess.run(
+            [sys.executable, "-m", "zomopi_core", "methods"], capture_output=True, text=True
+        )
+        assert done.returncode == 0
+        assert "zo_mopi" in done.stdout
+
+    def test_without_the_extra(self):
+        code = (
+            "import sys; sys.modules['typer'] = None\n"
+            "from zomopi_core.__main__ import main; main()"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "pip install 'zomopi[cli]'" in done.stderr
+        assert "Traceback" not in done.stderr
