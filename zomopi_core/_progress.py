@@ -50,3 +50,4 @@ def progress_display(
 
     with bar:
         yield show
+        bar.update(task, completed=limit)  # what is left of the budget does not pay for a step
