@@ -1,0 +1,1 @@
+"""Benchmarks of zomopi, run by asv: times, memory, and what counts beside them."""

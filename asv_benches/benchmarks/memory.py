@@ -1,0 +1,23 @@
+"""Peak memory of whole runs, that of the process with its libraries included."""
+
+from __future__ import annotations
+
+import zomopi_core as zo
+
+from .common import BackendBenchmark
+
+
+class Memory(BackendBenchmark):
+    """X of 2048 x 2048 in float32: 16 MiB."""
+
+    def setup(self, backend):
+        super().setup(backend)
+        self.x0 = self.normal((2048, 2048))
+
+    def peakmem_minimize(self, backend):
+        method = zo.zo_mopi(learning_rate=1e-3, rank=64, probes=2)
+        result = zo.minimize(lambda x: x[0, 0], self.x0, method=method, max_steps=2)
+        self.synchronize(result.x_last)
+
+    def peakmem_parameters_alone(self, backend):
+        self.synchronize(self.x0)

@@ -1,0 +1,146 @@
+"""The bars of overhead hold, and every benchmark of asv_benches runs."""
+
+import doctest
+import importlib
+import inspect
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SUITE = Path(__file__).resolve().parents[1] / "asv_benches"
+TOPICS = sorted(
+    path.stem
+    for path in (SUITE / "benchmarks").glob("*.py")
+    if path.stem not in {"__init__", "common"}
+)
+KINDS = ("time_", "track_", "peakmem_")
+
+
+@pytest.fixture(scope="module")
+def load():
+    """Return a function that imports a file of the suite the way asv does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SUITE)
+        yield lambda name: importlib.import_module(f"benchmarks.{name}")
+        for name in list(sys.modules):
+            if name.split(".")[0] == "benchmarks":
+                del sys.modules[name]
+
+
+class TestBars:
+    """Costs beside the formulas, timed in one run.
+
+    A neighbour on a shared machine makes steps slower, never faster, and comes in bursts. So both
+    sides take turns; the median of 200 steps, each far shorter than a burst, stands for a round,
+    and the median of the rounds' ratios for the run. With three busy processes beside it on two
+    cores the ratios stayed where they were: over 13 runs, eight of them quiet, within 2.5 % of
+    each other. Mean times or the ratio of two separate runs would carry the neighbour in.
+    """
+
+    @pytest.mark.parametrize("dtype", ["float64", "float32"])
+    def test_step_over_bare_numpy(self, load, dtype):
+        seconds = load("overhead").step_and_bare_numpy_seconds(dtype, rounds=15, steps=200)
+        # measured 1.47 to 1.49 in float64, 1.56 to 1.59 in float32
+        assert load("common").median_ratio(seconds) <= 2.0
+
+    @pytest.mark.parametrize("dtype", ["float64", "float32"])
+    def test_minimize_over_step(self, load, dtype):
+        seconds = load("overhead").minimize_and_step_seconds(dtype, rounds=15, steps=200)
+        # measured 1.07 to 1.08 in float64, 1.08 to 1.09 in float32
+        assert load("common").median_ratio(seconds) <= 1.10
+
+    @pytest.mark.parametrize("backend", ["numpy", "torch:cpu"])
+    def test_draw_over_the_librarys_own_generator(self, load, backend):
+        pytest.importorskip(backend.split(":")[0])
+        small = load("sampling").SmallDraw()
+        small.setup(backend)
+        # of each the lowest of rounds of 2 ms, which a neighbour cannot make lower still
+        ours, own = small.seconds().min(axis=0)
+        assert (ours - own) * 1e6 <= 20.0  # measured 7 for NumPy, 9 for Torch
+
+    def test_twice_the_time_would_be_noticed(self, load):
+        overhead = load("overhead")
+        ours = overhead.LibraryStep(overhead.start("float64"))
+        leaf = ours.state.leaves[0]
+        bare = overhead.BareStep(ours.x, leaf.frame, leaf.right)
+        fun = overhead.free_function()
+        runs = [lambda: ours.run(fun, 100).reshape(-1, 2).sum(axis=1), lambda: bare.run(fun, 100)]
+        assert load("common").median_ratio(overhead.median_steps(runs, rounds=9)) > 2.0
+
+
+class PhiloxOfBareStep:
+    """The draws of `BareStep`, as a sampler."""
+
+    def normal(self, draw, shape, *, dtype, device):
+        step = draw.step if draw.stream == "probe" else 1000
+        generator = np.random.Generator(np.random.Philox(key=step))
+        return generator.standard_normal(shape, dtype=dtype)
+
+
+def test_bare_numpy_computes_the_step(load):
+    # The bar means nothing if the two sides do different work.
+    overhead = load("overhead")
+    ours = overhead.LibraryStep(overhead.start("float64"), seed=PhiloxOfBareStep())
+    leaf = ours.state.leaves[0]
+    bare = overhead.BareStep(ours.x, leaf.frame, leaf.right)
+    ours.run(overhead.free_function(), 20)
+    bare.run(overhead.free_function(), 20)
+    # rounding in another order, over 20 steps of size 1e-3; measured 2e-16
+    np.testing.assert_allclose(bare.x, ours.x, rtol=0, atol=1e-12)
+    assert np.max(np.abs(ours.x - overhead.start("float64"))) > 1e-3
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_every_benchmark_runs(load, topic):
+    module = load(topic)
+    ran = 0
+    for cls in vars(module).values():
+        if not inspect.isclass(cls) or cls.__module__ != module.__name__:
+            continue
+        names = [name for name in vars(cls) if name.startswith(KINDS)]
+        # the first value of each parameter is NumPy or the smallest size
+        values = [column[0] for column in getattr(cls, "params", [])]
+        for name in names:
+            benchmark = cls()
+            if hasattr(benchmark, "setup"):
+                benchmark.setup(*values)
+            result = getattr(benchmark, name)(*values)
+            if name.startswith("track_"):
+                assert isinstance(result, float), name
+                assert math.isfinite(result), name
+                assert getattr(cls, name).unit, name
+            else:
+                assert result is None, name
+            ran += 1
+    assert ran > 0
+
+
+class TestBackendBenchmark:
+    def test_what_is_missing_shows_as_not_available(self, load):
+        with pytest.raises(NotImplementedError, match="CPU only"):
+            load("common").BackendBenchmark().setup("numpy:cuda")
+
+    def test_a_misspelt_backend_is_an_error(self, load):
+        with pytest.raises(ValueError, match="no backend 'nunpy'"):
+            load("common").BackendBenchmark().setup("nunpy")
+
+    def test_numbers_are_the_same_after_every_setup(self, load):
+        benchmark = load("common").BackendBenchmark()
+        draws = []
+        for _ in range(2):
+            benchmark.setup("numpy")
+            draws.append((benchmark.normal((2, 3)), benchmark.normal((2, 3), "float64")))
+        (x, y), (x_again, y_again) = draws
+        assert x.dtype == np.float32
+        assert y.dtype == np.float64
+        np.testing.assert_array_equal(x, x_again)
+        np.testing.assert_array_equal(y, y_again)
+        assert not np.array_equal(x, y.astype(np.float32))
+
+    def test_the_example_runs(self, load):
+        results = doctest.testmod(load("common"))
+        assert results.attempted > 0
+        assert results.failed == 0
