@@ -32,6 +32,22 @@ class TestParameters:
     def test_type_in_a_dict(self):
         rejected({"a": X0, "b": [1.0]}, TypeError, "x0 must be an array or a dict .* got list")
 
+    def test_keys(self):
+        rejected({0: X0}, TypeError, "the keys of x0 must be strings, got 0; flatten nested")
+        rejected({"a": {"b": X0}}, TypeError, "x0 must be an array or a dict of arrays, got dict")
+
+    @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+    @pytest.mark.parametrize("make", [np.ma.masked_array, np.asmatrix])
+    def test_subclasses_with_a_meaning(self, make):
+        name = type(make(X0)).__name__
+        rejected(make(X0), TypeError, f"x0 is a {name}, whose mask or operators would be lost")
+
+    def test_harmless_subclass(self):
+        class Mine(np.ndarray):
+            pass
+
+        assert type(zo.Optimizer(X0.view(Mine)).x) is np.ndarray
+
     def test_empty_dict(self):
         rejected({}, ValueError, "x0 is an empty dict: there is nothing to optimise; pass")
 
@@ -40,7 +56,11 @@ class TestParameters:
         rejected(x0, TypeError, r"x0 has dtype .*int64.*convert it to a floating-point dtype")
 
     def test_booleans(self):
-        rejected({"w": X0 > 0}, TypeError, r"x0\['w'\] has dtype bool: steps are real numbers")
+        rejected(
+            {"w": X0 > 0},
+            TypeError,
+            r"x0\['w'\] has dtype bool, which cannot hold a small real step",
+        )
 
     def test_complex(self, backend):
         x0 = backend.array([[1j, 2]], "complex128")
@@ -147,6 +167,7 @@ class TestLoss:
             ("1.0", "an object of type str"),
             (1j, "an object of type complex"),
             ([1.0], "an object of type list"),
+            (10**400, "an integer too large for a float"),
             (np.array(1j), "the complex dtype complex128"),
         ],
     )
@@ -173,10 +194,39 @@ class TestLoss:
             zo.minimize(1.0, X0, max_queries=100)
 
 
+class TestSchedule:
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, None, "1", [1.0, 2.0]])
+    def test_bad_rate(self, value):
+        for name in ("learning_rate", "vector_learning_rate"):
+            method = zo.zo_mopi(**{name: lambda t: 0.1 if t < 3 else value})
+            x0 = {"W": X0, "b": X0[0]}
+            with pytest.raises(
+                ValueError, match=f"^{name} returned .* at step 3; a schedule must"
+            ):
+                zo.minimize(lambda p: 1.0, x0, method=method, max_queries=100)
+
+    def test_number_of_another_library(self, make_backend):
+        rate = make_backend("torch").array(0.05)
+        method = zo.zo_mopi(learning_rate=lambda t: rate)
+        assert zo.minimize(np.sum, X0, method=method, max_queries=100).fun < 12
+
+
 class TestSampler:
-    def test_wrong_type(self):
-        with pytest.raises(TypeError, match="seed must be an integer or a sampler"):
-            zo.Optimizer(X0, seed="7")
+    @pytest.mark.parametrize("seed", ["7", np.random.default_rng(0), zo.HostSampler, None])
+    def test_wrong_type(self, seed):
+        with pytest.raises(
+            TypeError, match=r"seed must be an integer or a sampler .*rng.integers"
+        ):
+            zo.Optimizer(X0, seed=seed)
+
+    @pytest.mark.parametrize("values", [[[1.0]], None, np.ones((3, 3), dtype=complex)])
+    def test_wrong_values(self, values):
+        class Wrong:
+            def normal(self, draw, shape, *, dtype, device):
+                return values
+
+        with pytest.raises(TypeError, match=r"the sampler returned .* for Draw\(.*a real array"):
+            zo.Optimizer(X0, seed=Wrong())
 
     def test_wrong_shape(self):
         class Short:

@@ -97,6 +97,7 @@ class TestLists:
         output = call("methods").output
         assert all(name in output for name in zo.methods())
         assert all(len(line) <= 80 for line in output.splitlines())
+        assert len(output.splitlines()) == 1 + len(zo.methods())  # one line each
 
 
 class TestEntry:

@@ -2,9 +2,11 @@
 
 import ast
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import zomopi_core as zo
@@ -108,6 +110,70 @@ def test_readme_lists_the_extras():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = re.findall(r"^\| `(\w+)` \|", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(extras["optional-dependencies"])
+
+
+def rows(page, *header):
+    """Return the first columns of the tables of a page that begin with these heads."""
+    wanted, found, inside = list(header), [], False
+    for line in page.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")][: len(header)]
+        if not line.startswith("|"):
+            inside = False
+        elif cells == wanted:
+            inside = True
+        elif inside and not cells[0].startswith("---"):
+            found.append(cells)
+    return found
+
+
+def count(formula, sizes):
+    """Evaluate a formula of the tables, such as `m r + 2 n k` or `2N + 1`."""
+    formula = formula.replace("²", " **2")
+    terms = [re.findall(r"\*\*2|\d+|[A-Za-z]", term) for term in formula.split("+")]
+    python = "+".join("*".join(term).replace("***", "**") for term in terms)
+    return eval(python, {}, sizes)
+
+
+def numbers_in(state):
+    if isinstance(state, tuple):
+        return sum(map(numbers_in, state))
+    return state.size if getattr(state, "ndim", 0) else 0  # single numbers do not count
+
+
+class TestCatalogueTables:
+    PAGE = ROOT / "docs" / "methods.md"
+
+    @pytest.mark.parametrize("second", ["Evaluations a step", "Where it differs", None])
+    def test_every_method_has_a_row(self, second):
+        heads = {
+            None: [("Method", "Subspace"), ("Method", "Momentum")],
+            "Where it differs": [("Method", "Where it differs from its released code")],
+        }.get(second, [("Method", second)])
+        named = [
+            name
+            for head in heads
+            for first, _ in rows(self.PAGE, *head)
+            for name in re.findall(r"`(\w+)`", first)
+        ]
+        assert sorted(set(named)) == sorted(zo.methods())
+
+    def test_costs_are_true(self):
+        table = rows(self.PAGE, "Method", "Evaluations a step", "Numbers in the state")
+        assert [name.strip("`") for name, *_ in table] == list(zo.methods())
+        for name, evaluations, state in table:
+            make = getattr(zo, name.strip("`"))
+            takes = inspect.signature(make).parameters
+            sizes = {"m": 11, "n": 13, "r": 5, "k": 3, "N": 4}
+            options = {"rank": 5, "spectral_rank": 3, "probes": 4}
+            method = make(**{k: v for k, v in options.items() if k in takes})
+            leaf = method.init(np.zeros((11, 13))).leaves[0]
+            assert method.evaluations_per_step == count(evaluations, sizes), name
+            assert numbers_in(tuple(leaf)) == count(state, sizes), name
+
+
+def test_a_method_of_ones_own_is_short():
+    _, code = next(snippets(ROOT / "docs" / "own_method.md", "python"))
+    assert sum(bool(line.strip()) for line in code.splitlines()) < 40
 
 
 class TestPublicNames:

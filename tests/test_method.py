@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,14 @@ def run(method, x, fun, steps, seed=0, backend=None):
         x = zo.apply_step(x, step)
         path.append(x)
     return path
+
+
+def count_compilations(jax, caplog, function):
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        caplog.clear()
+        function()
+    names = [r.getMessage() for r in caplog.records if "Finished XLA" in r.getMessage()]
+    return len([name for name in names if "precise" in name])
 
 
 class TestPurity:
@@ -144,10 +153,43 @@ class TestCompilation:
                 list(optimizer.ask())
                 optimizer.tell(losses_of(method, t).tolist())
 
-        go(0)
-        with jax.log_compiles(), caplog.at_level("WARNING"):
-            go(1)
-        assert not [r for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
+        assert count_compilations(jax, caplog, lambda: go(0)) > 0
+        assert count_compilations(jax, caplog, lambda: go(1)) == 0
+
+    def test_minimize_compiles_once(self, jax, caplog):
+        def go(seed):
+            zo.minimize(
+                lambda x: float(np.sum(np.asarray(x))),
+                jax.numpy.ones((7, 4)),
+                max_queries=100,
+                seed=seed,
+            )
+
+        assert count_compilations(jax, caplog, lambda: go(0)) > 0
+        assert count_compilations(jax, caplog, lambda: go(1)) == 0
+
+    def test_schedule_may_be_any_function(self, jax):
+        """The driver asks it on the host; nothing of it is traced."""
+        rates = [lambda t: 0.1 if t < 3 else 0.01, lambda t: 0.1 * math.exp(-t / 10)]
+        for rate in rates:
+            result = zo.minimize(
+                lambda x: float(np.sum(np.asarray(x))),
+                jax.numpy.ones((5, 4)),
+                method=zo.zo_mopi(learning_rate=rate, vector_learning_rate=rate),
+                max_queries=100,
+            )
+            assert result.fun < 20
+
+    def test_products_keep_the_digits_of_float32(self, jax):
+        method = zo.zo_mopi(rank=3)
+        x = jax.numpy.ones((6, 4), dtype="float32")
+        optimizer = zo.Optimizer(x, method=method)
+        probes = method.propose(optimizer.state)
+        lowered = optimizer._advance.lower(
+            optimizer.state._replace(random=None), np.zeros(4), probes, (0.1, 0.1)
+        ).as_text()
+        assert "dot_general" in lowered
+        assert "precision = [DEFAULT, DEFAULT]" not in lowered
 
 
 class TestNoSynchronisation:
@@ -210,12 +252,39 @@ class TestScale:
             for a, b in zip(path(scale), reference, strict=True):
                 assert np.allclose(a, b, atol=1e-4 if dtype == "float32" else 1e-12)
 
-    def test_overflowing_coefficients_are_dropped_not_spread(self):
+    @pytest.mark.parametrize("loss", [1e300, 5e35, 1e31])
+    def test_overflowing_coefficients_are_dropped_not_spread(self, backend, loss):
+        """A coefficient may be finite where its product with a probe is not."""
         method = zo.zo_mopi(rank=2, probes=1)
-        x = np.zeros((3, 3), dtype=np.float32)
-        state, (change,) = method.update(method.init(x), np.array([1e300, 0.0]))
-        assert np.all(np.isfinite(state.leaves[0].momentum))
+        x = backend.array(np.zeros((3, 3)), "float32")
+        state, (change,) = method.update(method.init(x), np.array([loss, 0.0]))
+        assert np.all(np.isfinite(backend.numpy(state.leaves[0].momentum)))
         assert float(change.scale) == 0
+
+    @pytest.mark.parametrize("order", ["ab", "ba"])
+    def test_precisions_of_leaves_do_not_meet(self, order):
+        """float64 stays float64 beside float32, and the narrower one is not poisoned."""
+        x = {order[0]: np.zeros((3, 3)), order[1]: np.zeros((3, 3), "float32")}
+        method = zo.zo_mopi(rank=3, probes=2, momentum=0.0)
+        state = method.init(x)
+        losses = np.array([1 / 3, 0.1, 0.7, 0.2])
+        new, _ = method.update(state, losses)
+        wide = 0 if order == "ab" else 1
+        B = method.propose(state)[wide].coordinates
+        c = (losses[::2] - losses[1::2]) / 2e-3
+        expected = (c[0] * B[0] + c[1] * B[1]) / 2
+        assert np.allclose(new.leaves[wide].momentum, expected, rtol=1e-14)
+        new, changes = method.update(state, losses * 1e40)
+        for leaf, change in zip(new.leaves, changes, strict=True):
+            assert np.all(np.isfinite(leaf.momentum))
+            assert float(change.scale) == 0
+
+    def test_longdouble_is_worked_on_in_float64(self):
+        x = np.ones((3, 3), dtype=np.longdouble) + np.longdouble(1e-12)
+        optimizer = zo.Optimizer(x, method=zo.zo_mopi(learning_rate=1e-30))
+        optimizer.tell(np.arange(float(len(optimizer.ask()))))
+        assert optimizer.state.leaves[0].momentum.dtype == np.float64
+        assert np.max(np.abs(optimizer.x - x)) < 1e-25
 
 
 class TestFailures:
@@ -293,6 +362,8 @@ class TestLeaves:
         for _ in range(10):
             optimizer.tell([float(backend.numpy(p)) ** 2 for p in optimizer.ask()])
         assert abs(float(backend.numpy(optimizer.x))) < 1
+        assert type(optimizer.x) is type(backend.array(5.0))
+        assert type(optimizer.ask()[0]) is type(backend.array(5.0))
 
     @pytest.mark.parametrize("side", ["left", "right"])
     def test_more_axes_are_first_and_rest(self, side):
@@ -375,6 +446,36 @@ class TestLeaves:
             optimizer.tell(losses_of(optimizer.method, t))
         assert [x.dtype.name for x in optimizer.x.values()] == ["float32", "float64", "float32"]
 
+    def test_weight_decay_of_vectors(self):
+        x = {"b": np.arange(1.0, 5.0)}
+
+        def step(decay):
+            method = zo.zo_mopi(vector_learning_rate=0.1, weight_decay=decay, probes=1)
+            optimizer = zo.Optimizer(x, method=method)
+            optimizer.ask()
+            optimizer.tell([1.0, 0.0])
+            return optimizer.x["b"]
+
+        assert np.allclose(step(0.5), step(0.0) - 0.05 * x["b"])
+
+    def test_16_bit_parameters_with_decay_are_rounded_once(self):
+        torch = pytest.importorskip("torch", reason="torch is not installed")
+        x = torch.linspace(1, 2, 600).to(torch.bfloat16).reshape(30, 20)
+        method = zo.zo_mopi(learning_rate=0.3, weight_decay=0.01, rank=3, probes=1)
+        _, (change,) = method.update(method.init(x), np.array([1.0, 0.0]))
+        wide = x.float() * (1 - 0.003) + change.scale * (change.left @ change.right)
+        assert torch.equal(zo.apply_step(x, (change,)), wide.to(torch.bfloat16))
+
+    def test_default_rate_of_a_stack_is_that_of_its_matrices(self):
+        def rms(x, stacked):
+            optimizer = zo.Optimizer(x, method=zo.zo_mopi(rank=4, stacked=stacked, probes=2))
+            optimizer.ask()
+            optimizer.tell([1.0, 0.0, 2.0, 0.5])
+            return np.sqrt(np.mean((optimizer.x - x) ** 2))
+
+        one = np.random.default_rng(0).standard_normal((6, 5))
+        assert np.isclose(rms(one, False), rms(np.stack([one] * 7), True), rtol=1e-9)
+
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_16_bit_parameters_are_worked_on_in_32(self, dtype):
         torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -386,6 +487,29 @@ class TestLeaves:
         assert optimizer.x["W"].dtype == x.dtype
         assert optimizer.state.leaves[0].momentum.dtype == torch.float32
         assert float(optimizer.x["W"].float().sum()) < float(x.float().sum())
+
+
+class TestDraws:
+    def test_leaves_have_draws_of_their_own(self):
+        """Two arrays of one shape share no frame, no probe and no right vectors."""
+        method = zo.zo_mopi(rank=2)
+        state = method.init({"a": np.zeros((5, 4)), "b": np.zeros((5, 4))})
+        a, b = state.leaves
+        assert not np.allclose(a.frame, b.frame)
+        assert not np.allclose(a.right, b.right)
+        p, q = method.propose(state)
+        assert not np.allclose(p.coordinates, q.coordinates)
+        later = method.refresh(state._replace(step=7))
+        assert not np.allclose(later.leaves[0].frame, later.leaves[1].frame)
+        assert not np.allclose(later.leaves[0].frame, a.frame)
+
+    @given(seed=st.integers(0, 2**64 - 1), step=st.integers(0, 2**40))
+    @settings(max_examples=30, deadline=None)
+    def test_same_bits_for_any_key(self, seed, step):
+        method = zo.zo_mopi(rank=2)
+        x = np.zeros((4, 3))
+        a, b = (method.propose(method.init(x, seed)._replace(step=step)) for _ in range(2))
+        assert np.array_equal(a[0].coordinates, b[0].coordinates)
 
 
 class TestDrawGranularity:

@@ -1,5 +1,7 @@
 """Ask and tell."""
 
+import copy
+import pickle
 import warnings
 
 import numpy as np
@@ -95,6 +97,35 @@ class TestAskTell:
                 found.append(backend.numpy(optimizer.x))
             assert np.array_equal(*found)
 
+    def test_integer_losses(self, backend):
+        """Counts of errors: beyond 2**24 float32 would not tell them apart."""
+        if backend.name == "jax:cuda":
+            pytest.skip("runs on the CPU alone")
+        counts = [2**24 + 1, 2**24, 2**24 + 3, 2**24 + 1]
+        method = zo.zo_mopi(probes=2, learning_rate=0.1)
+        found = []
+        for told in ([backend.array(c, "int64") for c in counts], counts):
+            optimizer = zo.Optimizer(backend.array(np.ones((4, 3)), "float32"), method=method)
+            optimizer.ask()
+            optimizer.tell(told)
+            found.append(backend.numpy(optimizer.x))
+        assert np.array_equal(*found)
+
+    def test_integer_losses_beside_a_failure(self, backend):
+        optimizer = zo.Optimizer(backend.array(np.ones((4, 3))), method=zo.zo_mopi(probes=2))
+        optimizer.ask()
+        optimizer.tell([backend.array(3, "int64"), backend.array(1, "int64"), np.nan, 2.0])
+        assert np.all(np.isfinite(backend.numpy(optimizer.x)))
+        assert not np.array_equal(backend.numpy(optimizer.x), np.ones((4, 3)))
+
+    def test_losses_on_another_device(self, make_backend):
+        host, device = make_backend("array_api_strict"), make_backend("array_api_strict:device1")
+        optimizer = zo.Optimizer(device.array(np.ones((4, 3))), method=zo.zo_mopi(probes=2))
+        for losses in (host.array([1.0, 2.0, 0.5, 4.0]), [host.array(v) for v in (1.0, 2, 3, 5)]):
+            optimizer.ask()
+            optimizer.tell(losses)
+        assert not np.array_equal(device.numpy(optimizer.x), np.ones((4, 3)))
+
     def test_losses_with_a_graph(self):
         torch = pytest.importorskip("torch", reason="torch is not installed")
         weight = torch.ones((4, 3), requires_grad=True)
@@ -126,8 +157,9 @@ class TestOrder:
     def test_wrong_kind_of_losses(self):
         optimizer = zo.Optimizer(np.ones((3, 3)))
         optimizer.ask()
+        with pytest.raises(TypeError, match=r"8 losses are needed, .*got float 1\.0"):
+            optimizer.tell(1.0)
         for losses, text in (
-            (1.0, "float"),
             ([None] * 8, "NoneType"),
             ([1j] * 8, "complex"),
             (np.ones(8) * 1j, "complex128"),
@@ -158,6 +190,41 @@ class TestOwnership:
         optimizer = zo.Optimizer(x0)
         assert list(optimizer.ask()[0]) == ["b", "a"]
         assert list(optimizer.x) == ["b", "a"]
+
+    def test_order_of_a_dict_does_not_matter(self):
+        """Compiling libraries sort the names of a dict."""
+        a, b = np.ones((60, 4)), np.ones((4, 60))
+        found = []
+        for x0 in ({"b": b, "a": a}, {"a": a, "b": b}):
+            optimizer = zo.Optimizer(x0, method=zo.zo_mopi(rank=3))
+            optimizer.ask()
+            optimizer.tell(np.arange(8.0))
+            found.append(optimizer.x)
+        assert all(np.array_equal(found[0][k], found[1][k]) for k in "ab")
+
+    def test_x_cannot_be_changed_by_accident(self):
+        optimizer = zo.Optimizer(np.ones((3, 3)))
+        for _ in range(2):
+            with pytest.raises(ValueError, match="read-only"):
+                optimizer.x[0, 0] = 7
+            optimizer.ask()
+            optimizer.tell(np.arange(8.0))
+
+    @pytest.mark.parametrize("pending", [False, True])
+    @pytest.mark.parametrize("how", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+    def test_copies_go_on_alike(self, backend, how, pending):
+        if how is not copy.deepcopy and backend.name.startswith("array_api_strict:"):
+            pytest.skip("array_api_strict does not pickle arrays of its second device")
+        optimizer = zo.Optimizer({"W": backend.array(np.ones((6, 4)))}, seed=3)
+        optimizer.ask()
+        optimizer.tell(np.arange(8.0))
+        if pending:
+            optimizer.ask()
+        twin = how(optimizer)
+        for o in (optimizer, twin):
+            o.ask()
+            o.tell(np.arange(8.0) ** 2)
+        assert np.array_equal(backend.numpy(optimizer.x["W"]), backend.numpy(twin.x["W"]))
 
 
 class TestConstraints:
@@ -199,6 +266,8 @@ class TestConstraints:
             ((np.zeros((2, 2)), None), r"shape \(2, 2\) does not fit an array of shape \(3, 3\)"),
             (("a", None), "'a' does not fit"),
             ((float("nan"), None), "NaN"),
+            ((float("inf"), None), "a bound of inf leaves nothing"),
+            ((None, -float("inf")), "a bound of -inf leaves nothing"),
             (({"W": 0.0}, None), "unknown names"),
         ],
     )
@@ -230,6 +299,10 @@ class TestConstraints:
             zo.Optimizer(np.zeros((3, 3)), project=project)
         with pytest.raises(TypeError, match="project must be callable, got float"):
             zo.Optimizer(np.zeros((3, 3)), project=1.0)
+
+    def test_projection_of_the_start_that_is_not_finite(self):
+        with pytest.raises(ValueError, match=r"project\(x0\) holds NaN or infinity"):
+            zo.Optimizer(np.zeros((3, 3)), project=lambda x: x * np.nan)
 
 
 class TestPrecisionWarning:

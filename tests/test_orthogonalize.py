@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zomopi_core as zo
-from zomopi_core.orthogonalize import NormalizedVector, PowerIteration
-from zomopi_core.sampling import Randomness
+from zomopi_core.orthogonalize import Normalized, PowerIteration
 
 EPS = {"float32": 1.2e-7, "float64": 2.3e-16}
 
@@ -78,6 +77,17 @@ class TestStreamingPowerIteration:
         assert abs(np.linalg.norm(O) - 1) < 20 * EPS[dtype]
         assert np.sum(np.linalg.norm(U, axis=0) == 0) == 3
 
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_cutoff(self, backend, dtype):
+        """A column just above max(r, n) eps times the longest counts, one below does not."""
+        cutoff = 8 * float(np.finfo(dtype).eps)
+        for factor, rank in ((4.0, 2), (0.25, 1)):
+            M = np.zeros((5, 8))
+            M[0, 0], M[1, 1] = 1.0, factor * cutoff
+            V = np.eye(8)[:, :2]
+            U, _ = zo.streaming_power_iteration(backend.array(M, dtype), backend.array(V, dtype))
+            assert np.linalg.matrix_rank(backend.numpy(U)) == rank
+
     @pytest.mark.parametrize("scale", [2.0**-66, 2.0**66])  # 1e-20 and 1e20, exactly representable
     def test_scale_does_not_matter(self, backend, scale):
         rng = np.random.default_rng(2)
@@ -108,11 +118,13 @@ class TestStreamingPowerIteration:
     def test_extreme_shapes(self, shape):
         rng = np.random.default_rng(4)
         k = min(shape)
-        U, V = zo.streaming_power_iteration(
-            rng.standard_normal(shape), right_vectors(rng, shape[1], k)
-        )
-        assert np.allclose(U.T @ U, np.eye(k)) or k > 1
+        M = rng.standard_normal(shape)
+        U, V = zo.streaming_power_iteration(M, right_vectors(rng, shape[1], k))
+        assert np.allclose(np.linalg.norm(U, axis=0), 1)
         assert np.allclose(V.T @ V, np.eye(k))
+        for _ in range(200):  # with k = min(r, n) the iteration converges to the matrix sign
+            U, V = zo.streaming_power_iteration(M, V)
+        assert np.allclose(U @ V.T, zo.polar(M), atol=1e-6)
 
     def test_arguments_stay_as_they_are(self):
         rng = np.random.default_rng(5)
@@ -162,7 +174,7 @@ class TestParts:
     def test_spectral_rank_is_clipped(self):
         def rank(k, r, n):
             momentum = np.zeros((r, n))
-            return PowerIteration(k).init(Randomness(0, momentum), 0, momentum).shape
+            return PowerIteration(k).init(momentum, np.ones).shape
 
         assert rank(None, 16, 40) == (40, 8)
         assert rank(None, 1, 40) == (40, 1)
@@ -173,10 +185,12 @@ class TestParts:
     def test_normalized_vector(self, backend, shape):
         M = np.random.default_rng(0).standard_normal(shape)
         for scale in (1.0, 1e-20, 1e20):
-            found, _ = NormalizedVector().direction(backend.array(M * scale, "float32"), None)
+            found = (
+                Normalized().direction(backend.array(M * scale, "float32"), None, None).direction
+            )
             expected = np.sqrt(M.size) * M / np.sqrt(np.sum(M**2))
             assert np.allclose(backend.numpy(found), expected, rtol=1e-5)
-        zero, _ = NormalizedVector().direction(backend.array(M * 0), None)
+        zero = Normalized().direction(backend.array(M * 0), None, None).direction
         assert np.array_equal(backend.numpy(zero), np.zeros(shape))
 
 

@@ -57,6 +57,16 @@ class TestResult:
         assert found.fun < 0.1
         assert run(fun, args=(2.0, 0.1)).fun == run(lambda x: fun(x, 2.0, 0.1)).fun
 
+    def test_key(self):
+        keys = []
+
+        def fun(x, a, key):
+            keys.append(key)
+            return a * flat_distance(x)
+
+        found = run(fun, args=(2.0,))
+        assert len(set(keys[1:-2])) == found.nit
+
     def test_one_entry_array_is_a_loss(self):
         assert run(lambda x: np.array([flat_distance(x)])).fun == run().fun
 
@@ -126,6 +136,11 @@ class TestBounds:
         with pytest.raises(ValueError, match="bounds has 3 pairs for an x0 with 30 entries"):
             run(bounds=[(0, 1)] * 3)
 
+    def test_keep_feasible(self):
+        bounds = optimize.Bounds(0.0, 0.5, keep_feasible=True)
+        with pytest.raises(ValueError, match="keep_feasible cannot be honoured by zo_mopi"):
+            run(bounds=bounds)
+
 
 class TestRefused:
     @pytest.mark.parametrize(
@@ -146,7 +161,9 @@ class TestRefused:
             run(**given)
 
     def test_unknown_option(self):
-        with pytest.raises(ValueError, match=r"options must be one of .*got 'maxiter'"):
+        with pytest.raises(ValueError, match=r"options must be one of .*got 'rang'.*'rank'"):
+            run(options={"rang": 10})
+        with pytest.raises(ValueError, match="option 'maxiter' goes by the name 'max_steps'"):
             run(options={"maxiter": 10})
 
     def test_shape(self):

@@ -1,12 +1,24 @@
 """Minimise a black-box function of matrices by calling it, never differentiating it."""
 
-from .catalog import methods, zo_mopi
+from .catalog import methods, zo_mopi, zo_mopi_released, zo_muon
 from .errors import NonFiniteLossError, PrecisionWarning
+from .first_order import adago, aro, dion, low_rank_msgd, low_rank_muon, mopi, muon
+from .linear_methods import (
+    hizoo,
+    lozo,
+    lozo_m,
+    mezo,
+    mezo_adam,
+    mezo_momentum,
+    subzero,
+    zo_sgd,
+)
 from .method import Method
-from .minimize import Iteration, Result, minimize
+from .minimize import minimize
 from .objective import apply_step, perturb
 from .optimizer import Optimizer
 from .orthogonalize import newton_schulz, polar, streaming_power_iteration
+from .result import Iteration, Result
 from .sampling import Draw, HostSampler, Sampler
 from .update import constant, cosine_decay, linear_decay
 
@@ -20,15 +32,32 @@ __all__ = [
     "PrecisionWarning",
     "Result",
     "Sampler",
+    "adago",
     "apply_step",
+    "aro",
     "constant",
     "cosine_decay",
+    "dion",
+    "hizoo",
     "linear_decay",
+    "low_rank_msgd",
+    "low_rank_muon",
+    "lozo",
+    "lozo_m",
     "methods",
+    "mezo",
+    "mezo_adam",
+    "mezo_momentum",
     "minimize",
+    "mopi",
+    "muon",
     "newton_schulz",
     "perturb",
     "polar",
     "streaming_power_iteration",
+    "subzero",
     "zo_mopi",
+    "zo_mopi_released",
+    "zo_muon",
+    "zo_sgd",
 ]

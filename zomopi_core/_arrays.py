@@ -6,13 +6,13 @@ Python array API standard.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import math
-import numbers
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import array_api_compat as compat
@@ -98,10 +98,17 @@ def epsilon(x: Array) -> float:
     return _precision(namespace(x), x.dtype)[1]
 
 
+def largest_number(x: Array) -> float:
+    """Return the largest finite number in the dtype of `x`."""
+    return _precision(namespace(x), x.dtype)[2]
+
+
 @functools.cache
-def _precision(xp: Namespace, dtype: Any) -> tuple[Any, float]:
+def _precision(xp: Namespace, dtype: Any) -> tuple[Any, float, float]:
     name = str(getattr(dtype, "name", dtype)).rsplit(".", maxsplit=1)[-1]
-    return xp.float64 if name == "float64" else xp.float32, float(xp.finfo(dtype).eps)
+    narrow = name in {"float16", "bfloat16", "float32"}
+    info = xp.finfo(dtype)
+    return xp.float32 if narrow else xp.float64, float(info.eps), float(info.max)
 
 
 def detach(x: Array) -> Array:
@@ -110,8 +117,27 @@ def detach(x: Array) -> Array:
 
 
 def copy(x: Array) -> Array:
-    """Return a copy that shares no memory with `x`."""
-    return namespace(x).asarray(x, copy=True)
+    """Return a copy that shares no memory with `x`; of NumPy's subclasses a plain array."""
+    if isinstance(x, np.ndarray):
+        return np.array(x)
+    return namespace(x).asarray(x, copy=True, device=device(x))
+
+
+def has_meaning_of_its_own(x: Array) -> bool:
+    """Tell whether `x` is of a NumPy subclass whose entries or operators are not an array's."""
+    return isinstance(x, np.ma.MaskedArray | np.matrix)
+
+
+def freeze(x: Array) -> Array:
+    """Return `x`, guarded against changes in place where its library can do that."""
+    if isinstance(x, np.ndarray):
+        x.flags.writeable = False
+    return x
+
+
+def quiet() -> Any:
+    """Return a context in which NumPy does not warn of overflow: infinity is looked for after."""
+    return np.errstate(over="ignore")
 
 
 def to_host(x: Array) -> np.ndarray[Any, Any]:
@@ -136,11 +162,15 @@ def from_host(values: Array, like: Array) -> Array:
     """Return NumPy `values` in the library and on the device of `like`, in its working dtype."""
     xp = namespace(like)
     dtype = working_dtype(like)
-    if xp is np:
-        if values.dtype == dtype:
-            return values
+    narrow = np.float64 if "float64" in str(dtype) else np.float32
+    if values.dtype != narrow:
         with np.errstate(over="ignore"):  # infinity is what the caller looks for
-            return values.astype(dtype)
+            values = values.astype(narrow)
+    if xp is np:
+        return values
+    if compat.is_torch_array(like) and like.device.type == "cuda":
+        # A copy from pageable memory would wait for the device, and with it the step.
+        return xp.asarray(np.array(values)).pin_memory().to(like.device, non_blocking=True)
     if not values.flags.writeable and library(xp) == "torch":
         values = values.copy()  # torch warns of memory that it could write to
     return xp.asarray(values, dtype=dtype, device=device(like))
@@ -148,68 +178,34 @@ def from_host(values: Array, like: Array) -> Array:
 
 def to_like(values: Array, like: Array) -> Array:
     """Return `values` (NumPy, or of the library of `like`) in the working dtype of `like`."""
+    if isinstance(like, np.ndarray):
+        if isinstance(values, np.ndarray | np.generic) and values.dtype == working_dtype(like):
+            return values
+        return from_host(to_host(values), like)
     xp = namespace(like)
-    if xp is np or namespace(values) is not xp:
+    if namespace(values) is not xp:
         return from_host(to_host(values), like)
     dtype = working_dtype(like)
-    return values if values.dtype == dtype else xp.astype(values, dtype)
+    if values.dtype != dtype:
+        values = xp.astype(values, dtype)
+    place = device(like)
+    if place is None or place == device(values):
+        return values
+    return compat.to_device(values, place)
 
 
-def scalar_loss(value: Any) -> Any:
-    """Return one loss as a Python float or as a 0-d array; raise if it is neither."""
-    if isinstance(value, float):
-        return value
-    if isinstance(value, numbers.Real):  # int, bool, NumPy's real scalars, fractions
-        return float(value)
-    if isinstance(value, np.bool_):
-        return float(value)
-    if not is_array(value):
-        raise errors.loss_not_real(value, f"an object of type {type(value).__name__}")
-    if value.shape != ():
-        raise errors.loss_not_scalar(tuple(value.shape))
-    if is_complex(value):
-        raise errors.loss_not_real(value, f"the complex dtype {value.dtype}")
-    if isinstance(value, np.ndarray):
-        return float(value)
-    return detach(value)
+def widest_float(x: Array) -> Any:
+    """Return the widest real dtype that the library of `x` offers as it is set up."""
+    xp = namespace(x)
+    if compat.is_jax_array(x) and not sys.modules["jax"].config.jax_enable_x64:
+        return xp.float32
+    return xp.float64
 
 
-def stack_losses(values: Sequence[Any]) -> Array:
-    """Join the losses of a step into one 1-d array, on the host only if all losses are there.
-
-    Python floats become float64 on the host, whatever the parameters' precision: differences of
-    losses are taken before anything is rounded to it.
-    """
-    return join_losses([scalar_loss(value) for value in values])
-
-
-def join_losses(scalars: list[Any]) -> Array:
-    """Do the work of `stack_losses` on what `scalar_loss` returned."""
-    arrays = [s for s in scalars if not isinstance(s, float)]
-    if not arrays:
-        return np.asarray(scalars, dtype=np.float64)
-    xp = namespace(arrays[0])
-    like = arrays[0]
-    return loss_vector(
-        xp.stack([xp.asarray(s, dtype=like.dtype, device=device(like)) for s in scalars])
-    )
-
-
-def loss_vector(losses: Array) -> Array:
-    """Return 1-d `losses` as float32 or float64, without their graph if they have one."""
-    if isinstance(losses, np.ndarray) and losses.dtype.kind in "fiub":
-        return losses.astype(np.float64, copy=False)
-    if is_complex(losses) or isinstance(losses, np.ndarray):
-        raise errors.loss_not_real(losses, f"an array of dtype {losses.dtype}")
-    losses = detach(losses)
-    xp = namespace(losses)
-    if dtype_name(losses) in {"float32", "float64"}:
-        return losses
-    return xp.astype(losses, xp.float32)
-
-
-def low_rank_update(x: Array, left: Array | None, right: Array, scale: Any) -> Array:
-    """Return ``x + scale * (left @ right)`` as a new array of the shape and dtype of `x`.
+def low_rank_update(
+    x: Array, left: Array | None, right: Array, scale: Any, decay: Any = None
+) -> Array:
+    """Return ``(1 - decay) x + scale * (left @ right)`` as a new array, of dtype and shape of `x`.
 
     Parameters
     ----------
@@ -220,9 +216,16 @@ def low_rank_update(x: Array, left: Array | None, right: Array, scale: Any) -> A
     right : array of shape (..., r, n)
     scale : float or 0-d array
         In the dtype of the factors if it is an array.
+    decay : float or 0-d array, optional
     """
     xp = namespace(x)
+    if decay is not None:
+        wide = x if x.dtype == right.dtype else xp.astype(x, right.dtype)
+        result = low_rank_update(wide - wide * decay, left, right, scale)
+        return result if x.dtype == right.dtype else xp.astype(result, x.dtype)
     if left is None:
+        if right.shape != x.shape:
+            right = xp.reshape(right, x.shape)
         return _add(x, right * scale)
     # The factors are small beside the product: the scale goes into the smaller one.
     if size(left) < size(right):
@@ -256,6 +259,8 @@ def low_rank_pair(
     if not isinstance(x, np.ndarray) or x.size > _SHARED_PRODUCT or right.dtype != x.dtype:
         return None
     if left is None:
+        if x.ndim == 0:
+            return None
         plus = right * scale
     elif left.size < right.size:
         plus = np.matmul(left * scale, right).reshape(x.shape)
@@ -268,36 +273,55 @@ def low_rank_pair(
 
 def _add(x: Array, y: Array) -> Array:
     """Add in the precision of `y`, which is no less than that of `x`; return it as `x` is."""
+    if isinstance(x, np.ndarray):  # arithmetic of 0-d arrays returns scalars, which are no arrays
+        return np.asarray(x + y, dtype=x.dtype)
     if x.dtype == y.dtype:
         return x + y
     xp = namespace(x)
     return xp.astype(xp.astype(x, y.dtype) + y, x.dtype)
 
 
-def shrink(x: Array, factor: Any) -> Array:
-    """Return ``(1 - factor) * x`` in the dtype of `x`."""
-    xp = namespace(x)
-    dtype = working_dtype(x)
-    if x.dtype == dtype:
-        return x - x * factor
-    wide = xp.astype(x, dtype)
-    return xp.astype(wide - wide * factor, x.dtype)
-
-
 def compiled(function: _F, like: Array) -> _F:
     """Return `function` compiled where the library of `like` compiles, else as it is."""
     if isinstance(like, np.ndarray) or not compat.is_jax_array(like):
         return function
-    result: _F = _jit(function)
+    owner = getattr(function, "__self__", None)
+    try:
+        hash(owner)
+    except TypeError:
+        return _jit.__wrapped__(function, None)  # type: ignore[no-any-return]
+    result: _F = _jit(function if owner is None else function.__func__, owner)  # type: ignore[attr-defined]
     return result
 
 
-# Equal methods of two runs meet here again and need not be compiled twice.
+# Equal owners of a method meet here again, and what two runs share is compiled once.
 @functools.lru_cache(maxsize=64)
-def _jit(function: Callable[..., Any]) -> Any:
+def _jit(function: Callable[..., Any], owner: Any) -> Any:
     import jax
 
-    return jax.jit(function)
+    def precise(*arguments: Any) -> Any:
+        with _full_precision():
+            return function(*arguments) if owner is None else function(owner, *arguments)
+
+    return jax.jit(precise)
+
+
+def _full_precision() -> Any:
+    return sys.modules["jax"].default_matmul_precision("float32")
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+def full_precision(like: Array) -> Any:
+    """Return a context in which matrix products keep the digits of their arguments.
+
+    On recent GPUs JAX multiplies float32 matrices with 10 bits of mantissa unless told otherwise;
+    the other libraries do so only where they are asked to.
+    """
+    if isinstance(like, np.ndarray) or not compat.is_jax_array(like):
+        return _NOTHING
+    return _full_precision()
 
 
 _STATIC: set[type] = set()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import errors
-from .minimize import Result
 from .problems import Digits
+from .result import Result
 
 _ROWS, _COLUMNS = 5, 8
 _RIGHT, _WRONG = "#1a7f37", "#cf222e"

@@ -5,12 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import errors
+from ._checks import check_name
 from .estimator import FiniteDifference
+from .first_order import adago, aro, dion, low_rank_msgd, low_rank_muon, mopi, muon
+from .linear_methods import (
+    hizoo,
+    lozo,
+    lozo_m,
+    mezo,
+    mezo_adam,
+    mezo_momentum,
+    subzero,
+    zo_sgd,
+)
 from .method import Method, Rule
 from .momentum import ExponentialAverage
-from .orthogonalize import NormalizedVector, PowerIteration
+from .orthogonalize import (
+    NewtonSchulz,
+    Normalized,
+    Orthogonalizer,
+    Plain,
+    PolarFactor,
+    PowerIteration,
+)
 from .subspace import FullSpace, Sketch
 from .update import Schedule, Update
+
+Rate = float | Schedule | None
 
 
 def zo_mopi(
@@ -29,7 +50,7 @@ def zo_mopi(
     side: str = "left",
     stacked: bool = False,
 ) -> Method:
-    """Make ZO-MOPI: low-rank probes, momentum, and its top singular directions as the step.
+    """Make ZO-MOPI: low-rank probes, top directions of their momentum.
 
     With a frame A (m x r), probes B_i (r x n) and central differences, step t is::
 
@@ -111,14 +132,153 @@ def zo_mopi(
     vectors = Rule(
         FullSpace(),
         ExponentialAverage(momentum),
-        NormalizedVector(),
+        Normalized(),
         Update(vector_learning_rate, weight_decay, name="vector_learning_rate"),
     )
     return Method("zo_mopi", FiniteDifference(probes, smoothing, difference), matrices, vectors)
 
 
+def zo_muon(
+    *,
+    learning_rate: Rate = 1e-2,
+    rank: int = 64,
+    probes: int = 4,
+    smoothing: float = 1e-3,
+    refresh_every: int = 100,
+    difference: str = "forward",
+    orthogonalizer: str = "newton-schulz",
+    vector_learning_rate: Rate = None,
+) -> Method:
+    """Make ZO-Muon: the whole spectrum of a low-rank estimate.
+
+    ``X <- X - eta P msign((1/N) sum_i c_i Psi_i)`` with a Haar frame P, refreshed every nu steps.
+
+    Parameters
+    ----------
+    learning_rate, vector_learning_rate : float or callable, optional
+        As in `zo_mopi`.
+    rank, probes, smoothing, refresh_every, difference
+        r, N, mu, nu and the kind of difference, as in `zo_mopi`.
+    orthogonalizer : {"newton-schulz", "svd", "polar-express"}
+        How the matrix sign is computed: five quintic steps, exactly, or eight steps of Polar
+        Express (arXiv 2505.16932).
+
+    Returns
+    -------
+    Method
+
+    References
+    ----------
+    arXiv 2602.17155.
+
+    Examples
+    --------
+    >>> import zomopi_core as zo
+    >>> zo.zo_muon().evaluations_per_step
+    5
+    """
+    signs: dict[str, Orthogonalizer] = {
+        # its released code adds 1e-7 to the norm
+        "newton-schulz": NewtonSchulz(5, 1e-7),
+        "svd": PolarFactor(),
+        "polar-express": NewtonSchulz(8, polynomials="polar-express"),
+    }
+    check_name("orthogonalizer", orthogonalizer, tuple(signs))
+    return Method(
+        "zo_muon",
+        FiniteDifference(probes, smoothing, difference),
+        Rule(
+            Sketch(rank, "haar", refresh_every),
+            ExponentialAverage(0.0),
+            signs[orthogonalizer],
+            Update(learning_rate),
+        ),
+        Rule(
+            FullSpace(),
+            ExponentialAverage(0.0),
+            Normalized(),
+            Update(vector_learning_rate, name="vector_learning_rate"),
+        ),
+    )
+
+
+def zo_mopi_released(
+    *,
+    learning_rate: Rate = 1e-2,
+    rank: int = 64,
+    spectral_rank: int = 32,
+    probes: int = 4,
+    smoothing: float = 1e-3,
+    refresh_every: int = 500,
+    vector_learning_rate: Rate = 1e-7,
+) -> Method:
+    """Make ZO-MOPI as its authors' code runs: one baseline, no momentum.
+
+    Forward differences, beta = 0, a Haar frame every nu steps with new right vectors, k = 32, and
+    plain steps ``eta_v G`` for vectors. Its second phase, in which power iteration is replaced,
+    is `zo_muon` or `zo_sgd` started from the result.
+
+    Parameters
+    ----------
+    learning_rate, rank, spectral_rank, probes, smoothing, refresh_every
+        eta, r, k, N, mu and nu, as in `zo_mopi`.
+    vector_learning_rate : float or callable
+        Learning rate of the plain steps of arrays with one axis or none.
+
+    Returns
+    -------
+    Method
+
+    References
+    ----------
+    The code released with arXiv 2605.09034.
+
+    Examples
+    --------
+    >>> import zomopi_core as zo
+    >>> zo.zo_mopi_released().evaluations_per_step
+    5
+    """
+    return Method(
+        "zo_mopi_released",
+        FiniteDifference(probes, smoothing, "forward"),
+        Rule(
+            Sketch(rank, "haar", refresh_every),
+            ExponentialAverage(0.0),
+            PowerIteration(spectral_rank, keep_right=False),
+            Update(learning_rate),
+        ),
+        Rule(
+            FullSpace(),
+            ExponentialAverage(0.0),
+            Plain(),
+            Update(vector_learning_rate, name="vector_learning_rate"),
+        ),
+    )
+
+
 # In the order in which `methods` names them: the best described first.
-_CATALOG: dict[str, Callable[..., Method]] = {"zo_mopi": zo_mopi}
+_MAKERS: tuple[Callable[..., Method], ...] = (
+    zo_mopi,
+    zo_mopi_released,
+    zo_muon,
+    zo_sgd,
+    mezo,
+    mezo_momentum,
+    mezo_adam,
+    lozo,
+    lozo_m,
+    subzero,
+    hizoo,
+    mopi,
+    muon,
+    low_rank_muon,
+    low_rank_msgd,
+    dion,
+    adago,
+    aro,
+)
+_CATALOG = {make.__name__: make for make in _MAKERS}
 
 
 def methods() -> tuple[str, ...]:
@@ -141,9 +301,8 @@ def methods() -> tuple[str, ...]:
 
 def describe_methods() -> list[tuple[str, str]]:
     """Return (name, one line) of each method."""
-    return [
-        (name, (make.__doc__ or "").strip().splitlines()[0]) for name, make in _CATALOG.items()
-    ]
+    lines = {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in _CATALOG.items()}
+    return [(name, line.removeprefix("Make ").removesuffix(".")) for name, line in lines.items()]
 
 
 def find_method(method: str | Method) -> Method:
@@ -152,7 +311,7 @@ def find_method(method: str | Method) -> Method:
         return method
     if not isinstance(method, str):
         raise errors.wrong_method(method)
-    name = method.replace("-", "_")
+    name = method.lower().replace("-", "_")
     if name not in _CATALOG:
         raise errors.unknown_name("method", method, _CATALOG)
     return _CATALOG[name]()

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from . import _arrays, catalog, errors, problems
 from ._progress import format_loss
-from .minimize import Result, minimize
+from .minimize import minimize
+from .result import Result
 
 app = typer.Typer(
     help="Minimise black-box functions of matrices.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,7 +50,7 @@ def _box(bounds: Any, params: Any) -> list[tuple[Any, Any]]:
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         raise errors.wrong_bounds(f"got {type(bounds).__name__} {bounds!r:.80}")
     arrays = leaves_of(params)
-    names = list(params) if isinstance(params, Mapping) else [None]
+    names = sorted(params) if isinstance(params, Mapping) else [None]
     columns = []
     for bound in bounds:
         if isinstance(bound, Mapping):
@@ -60,7 +62,7 @@ def _box(bounds: Any, params: Any) -> list[tuple[Any, Any]]:
             columns.append([bound] * len(arrays))
     box = []
     for low, high, x in zip(*columns, arrays, strict=True):
-        pair = _bound(low, x), _bound(high, x)
+        pair = _bound(low, x, -1), _bound(high, x, 1)
         if low is not None and high is not None and not _ordered(*pair):
             raise errors.wrong_bounds("a lower bound is above its upper bound")
         box.append(pair)
@@ -71,14 +73,14 @@ def _ordered(low: Array, high: Array) -> bool:
     return bool(_arrays.namespace(low).all(low <= high))
 
 
-def _bound(bound: Any, x: Array) -> Array | None:
-    """Return a bound as an array of the shape and dtype of `x`, or None."""
+def _bound(bound: Any, x: Array, side: int) -> Array | None:
+    """Return a lower (side -1) or upper bound as an array of the shape of `x`, or None."""
     if bound is None:
         return None
     xp = _arrays.namespace(x)
     try:
-        if not _arrays.is_array(bound):
-            bound = float(bound)
+        if not isinstance(bound, numbers.Real) and not _arrays.is_array(bound):
+            raise TypeError
         array = xp.asarray(bound, dtype=x.dtype, device=_arrays.device(x))
         array = xp.broadcast_to(array, x.shape)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -88,6 +90,8 @@ def _bound(bound: Any, x: Array) -> Array | None:
         ) from error
     if bool(xp.any(xp.isnan(array))):
         raise errors.wrong_bounds("a bound is NaN")
+    if bool(xp.any(array == -side * math.inf)):
+        raise errors.wrong_bounds(f"a bound of {-side * math.inf} leaves nothing")
     return array
 
 
@@ -103,7 +107,7 @@ def _check_projected(point: Any, params: Any) -> Any:
         if not isinstance(point, Mapping) or set(point) != set(params):
             raise errors.wrong_projection("x", f"came back as {type(point).__name__}")
         point = {name: point[name] for name in params}
-        names = [f"x[{name!r}]" for name in params]
+        names = [f"x[{name!r}]" for name in sorted(params)]
     else:
         names = ["x"]
     for name, new, old in zip(names, leaves_of(point), leaves_of(params), strict=True):

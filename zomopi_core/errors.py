@@ -34,7 +34,7 @@ def no_parameters() -> ValueError:
 def integer_parameters(name: str, dtype: object) -> TypeError:
     """Explain that a parameter has no floating-point dtype."""
     return TypeError(
-        f"{name} has dtype {dtype}: steps are real numbers and would be rounded away; "
+        f"{name} has dtype {dtype}, which cannot hold a small real step; "
         "convert it to a floating-point dtype, for example float64"
     )
 
@@ -103,8 +103,9 @@ def wrong_method(value: object) -> TypeError:
 def wrong_sampler(value: object) -> TypeError:
     """Explain that `seed` is neither an integer nor a sampler."""
     return TypeError(
-        f"seed must be an integer or a sampler (an object with a method normal), "
-        f"got {type(value).__name__}"
+        f"seed must be an integer or a sampler (an object with a method normal(draw, shape, *, "
+        f"dtype, device)), got {type(value).__name__}; of a NumPy generator rng pass "
+        "int(rng.integers(2**63))"
     )
 
 
@@ -118,7 +119,41 @@ def loss_not_scalar(shape: tuple[int, ...]) -> ValueError:
 
 def loss_not_real(value: object, kind: str) -> TypeError:
     """Explain that the function returned something that is not a real number."""
-    return TypeError(f"fun must return a real number, got {kind}: {value!r:.60}")
+    return TypeError(
+        f"fun must return a real number, got {kind}: {value!r:.60}; convert it with float()"
+    )
+
+
+def losses_not_sequence(value: object, expected: int) -> TypeError:
+    """Explain that something else than a sequence of losses came."""
+    return TypeError(
+        f"{expected} losses are needed, as a 1-d array or a list of numbers, got "
+        f"{type(value).__name__} {value!r:.60}"
+    )
+
+
+def bad_rate(name: str, value: object, step: int) -> ValueError:
+    """Explain that a schedule returned something else than a learning rate."""
+    return ValueError(
+        f"{name} returned {value!r:.60} at step {step}; a schedule must return a number of at "
+        "least 0"
+    )
+
+
+def not_a_name(value: object) -> TypeError:
+    """Explain that a key of the dict of parameters is not a string."""
+    return TypeError(
+        f"the keys of x0 must be strings, got {value!r}; flatten nested containers to names such "
+        "as 'layer/weight'"
+    )
+
+
+def special_array(name: str, value: object) -> TypeError:
+    """Explain that an array subclass would lose its meaning."""
+    return TypeError(
+        f"{name} is a {type(value).__name__}, whose mask or operators would be lost; pass "
+        "numpy.asarray(x0) and restore them inside fun"
+    )
 
 
 def wrong_stack_of_losses(shape: tuple[int, ...], expected: int) -> ValueError:
@@ -171,6 +206,37 @@ def wrong_projection(name: str, detail: str) -> ValueError:
     return ValueError(
         f"project must return the parameters with the shapes and dtypes it was given: "
         f"{name} {detail}"
+    )
+
+
+def needs_gradient(method: str) -> TypeError:
+    """Explain that a first-order method was used without a gradient."""
+    return TypeError(
+        f"{method} is a first-order method and has no probes; pass minimize(gradient=...), a "
+        "callable that returns dF/dX, or call method.descend or Optimizer.descend"
+    )
+
+
+def takes_no_gradient(method: str) -> TypeError:
+    """Explain that a gradient was given to a method that does not use one."""
+    return TypeError(
+        f"{method} estimates the gradient from losses and takes none; leave gradient out, or "
+        "choose a first-order method such as muon or mopi"
+    )
+
+
+def wrong_gradient(name: str, detail: str) -> ValueError:
+    """Explain that a gradient does not fit the parameters."""
+    return ValueError(
+        f"gradient must return arrays of the library and shapes of the parameters: {name} {detail}"
+    )
+
+
+def needs_learning_rate(name: str) -> ValueError:
+    """Explain that a method whose steps scale with F has no default learning rate."""
+    return ValueError(
+        f"{name} must be given: the steps of this method are as large as the gradient, so that "
+        "no default fits; start from one over the curvature of F"
     )
 
 

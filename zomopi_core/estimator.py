@@ -24,6 +24,10 @@ from . import _arrays
 from ._arrays import Array
 from ._checks import as_python, check_count, check_name, positive
 
+# Between a coefficient and an overflow lie the largest entry of a probe (below 10), a difference
+# with the momentum, the sum over probes and the growth by sqrt(r) when momentum is carried over.
+_HEADROOM = 2.0**-20
+
 DIFFERENCES = ("central", "forward", "leave-one-out")
 
 
@@ -37,6 +41,8 @@ class Evaluation(NamedTuple):
 class Weighted(NamedTuple):
     """Coefficients in which probes that failed have no part.
 
+    Where an estimator has second differences, `curvature` holds them, zero for a failed probe.
+
     Attributes
     ----------
     c : array of shape (N,)
@@ -45,11 +51,13 @@ class Weighted(NamedTuple):
         Factor of the sum: 1 over the number of valid probes (less one for leave-one-out).
     alive : 0-d array
         1 where there is an estimate at all, 0 where the step must change nothing.
+    curvature : array of shape (N,), or None
     """
 
     c: Array
     weight: Array
     alive: Array
+    curvature: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,10 @@ class FiniteDifference:
 
     def differences(self, losses: Array) -> Array:
         """Return the coefficients c (N,) of a step's `losses`; NaN where a loss was not finite."""
+        with _arrays.quiet():
+            return self._differences(losses)
+
+    def _differences(self, losses: Array) -> Array:
         xp = _arrays.namespace(losses)
         finite = xp.isfinite(losses)
         # Unlike infinities, NaN passes through differences without a warning.
@@ -114,10 +126,18 @@ class FiniteDifference:
         mean = xp.sum(xp.where(finite, apart, 0.0)) / xp.where(count > 0, count, 1.0)
         return (apart - mean) / mu
 
-    def weigh(self, c: Array) -> Weighted:
-        """Return the coefficients without the failed ones, and their common factor."""
+    def weigh(self, c: Array, limit: float | None = None) -> Weighted:
+        """Return the coefficients without the failed ones, and their common factor.
+
+        Parameters
+        ----------
+        c : array of shape (N,)
+        limit : float, optional
+            Magnitude up to which a coefficient is used; by default the largest number of c's
+            dtype over 2**20, so that no product with a probe overflows.
+        """
         xp = _arrays.namespace(c)
-        valid = xp.isfinite(c)
+        valid = xp.abs(c) <= (limit or _arrays.largest_number(c) * _HEADROOM)  # false for NaN
         count = xp.sum(xp.astype(valid, c.dtype))
         if self.difference == "leave-one-out":
             count = count - 1.0

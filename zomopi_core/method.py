@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from . import _arrays
+from . import _arrays, errors
 from ._arrays import Array
-from .estimator import FiniteDifference
-from .momentum import ExponentialAverage
-from .orthogonalize import Orthogonalizer
+from .estimator import _HEADROOM, FiniteDifference, Weighted
+from .losses import stack_losses
+from .momentum import Momentum
+from .orthogonalize import Normal, Orthogonalizer
 from .sampling import Draw, Randomness, Sampler
 from .subspace import Subspace
 from .update import Change, Update
@@ -33,14 +34,17 @@ class LeafState(NamedTuple):
         A, orthonormal columns, working dtype; None in the full space.
     momentum : array of shape (..., r, n)
         M in subspace coordinates, working dtype.
+    moments : tuple of arrays, or None
+        What the momentum part keeps beside M.
     right : array of shape (..., n, k), or None
-        V of the power iteration.
+        V of the power iteration, or what another orthogonalizer keeps.
     unit : 0-d array or None
-        Factor of a default learning rate.
+        Factor of a default learning rate, or what another update keeps.
     """
 
     frame: Array | None
     momentum: Array
+    moments: Any
     right: Array | None
     unit: Array | None
 
@@ -55,7 +59,7 @@ class State(NamedTuple):
     started : 0-d array
         0 until the first step with a finite loss, then 1.
     leaves : tuple of LeafState
-        In the order of the parameters.
+        One for each parameter array, those of a dict in the order of their sorted names.
     random : Randomness or None
         The sampler; None only where nothing is drawn.
     """
@@ -74,10 +78,13 @@ class Probe(NamedTuple):
     left : array of shape (..., m, r) or (N, ..., m, r), or None
         None stands for the identity.
     right : array of shape (N, ..., r, n) or (..., r, n), or (N, *shape) where `left` is None
+    coordinates : array of shape (N, ..., r, n)
+        B_i, the standard normal numbers behind them.
     """
 
     left: Array | None
     right: Array
+    coordinates: Array
 
     def factors(self, i: int) -> tuple[Array | None, Array]:
         """Return the factors of perturbation `i`."""
@@ -91,7 +98,7 @@ class Rule:
     """The parts of a method that belong to one kind of parameter."""
 
     subspace: Subspace
-    momentum: ExponentialAverage
+    momentum: Momentum
     orthogonalizer: Orthogonalizer
     update: Update
 
@@ -100,22 +107,37 @@ class Rule:
         xp = _arrays.namespace(x)
         shape = self.subspace.coordinate_shape(x.shape)
         zeros = xp.zeros(shape, dtype=_arrays.working_dtype(x), device=_arrays.device(x))
-        frame = self.subspace.init(random, leaf, x)
-        right = self.orthogonalizer.init(random, leaf, zeros)
-        gain = (_arrays.size(x) / self.orthogonalizer.squares(zeros, right)) ** 0.5
-        unit = self.update.init(x, self.subspace.columns(x.shape), gain)
-        return LeafState(frame, self.momentum.init(zeros), right, unit)
+        right = self.orthogonalizer.init(zeros, self._normal(random, leaf, 0, zeros))
+        squares = self.orthogonalizer.squares(zeros, right)
+        gain = None if squares is None else (_arrays.size(x) / squares) ** 0.5
+        return LeafState(
+            self.subspace.init(random, leaf, x),
+            zeros,
+            self.momentum.init(zeros),
+            right,
+            self.update.init(x, self.subspace.columns(x.shape), gain),
+        )
+
+    @staticmethod
+    def _normal(random: Any, leaf: int, step: Any, like: Array) -> Normal:
+        return lambda shape: random.normal(Draw("right", leaf, step, None), shape, like)
 
     def refresh(self, random: Randomness, leaf: int, step: Any, state: LeafState) -> LeafState:
         """Return the state with a new frame and the momentum carried over to it."""
-        rank = None if state.right is None else state.right.shape[-1]
         frame, transport = self.subspace.refresh(
-            random, leaf, step, state.frame, state.momentum, rank
+            random,
+            leaf,
+            step,
+            state.frame,
+            state.momentum,
+            self.orthogonalizer.rank(state.right),
         )
         if transport is None:
             return state
         momentum = self.momentum.carry_over(state.momentum, transport)
-        return state._replace(frame=frame, momentum=momentum)
+        normal = self._normal(random, leaf, step, momentum)
+        right = self.orthogonalizer.refresh(state.right, normal)
+        return state._replace(frame=frame, momentum=momentum, right=right)
 
     def draw(
         self, random: Randomness, leaf: int, step: Any, state: LeafState, count: int, block: bool
@@ -127,20 +149,35 @@ class Rule:
         else:
             each = [random.normal(Draw("probe", leaf, step, i), shape, like) for i in range(count)]
             normal = _arrays.namespace(like).stack(each)
-        return Probe(*self.subspace.factors(state.frame, normal))
+        return Probe(*self.subspace.factors(state.frame, normal), normal)
 
     def advance(
-        self, state: LeafState, step: Any, gradient: Array, alive: Array, started: Array
+        self,
+        random: Any,
+        leaf: int,
+        step: Any,
+        state: LeafState,
+        gradient: Array,
+        alive: Array,
+        started: Array,
+        rate: Any,
     ) -> tuple[LeafState, Change]:
         """Return the state after an estimate, and the step to take."""
         xp = _arrays.namespace(gradient)
-        momentum = self.momentum.update(state.momentum, gradient, alive, started)
-        direction, right = self.orthogonalizer.direction(momentum, state.right)
+        momentum, moments, used = self.momentum.update(
+            state.momentum, state.moments, gradient, alive, started
+        )
+        direction, right, remainder = self.orthogonalizer.direction(
+            used, state.right, self._normal(random, leaf, step, gradient)
+        )
         if right is not None:
             right = xp.where(alive > 0, right, state.right)
-        left, direction = self.subspace.factors(state.frame, direction)
-        change = self.update.change(left, direction, step, state.unit, alive)
-        return state._replace(momentum=momentum, right=right), change
+        if remainder is not None:
+            momentum = xp.where(alive > 0, remainder, state.momentum)
+        change, unit = self.update.change(
+            *self.subspace.factors(state.frame, direction), rate, state.unit, alive, gradient
+        )
+        return LeafState(state.frame, momentum, moments, right, unit), change
 
 
 @dataclass(frozen=True)
@@ -155,8 +192,9 @@ class Method:
     ----------
     name : str
         Name in the catalogue.
-    estimator : FiniteDifference
-        Losses to coefficients; shared by all parameters, which are perturbed together.
+    estimator : FiniteDifference or None
+        Losses to coefficients; shared by all parameters, which are perturbed together. None for
+        a first-order method, which takes gradients and has no probes.
     matrices : Rule
         The other four parts for arrays with at least two axes.
     vectors : Rule
@@ -187,15 +225,20 @@ class Method:
     """
 
     name: str
-    estimator: FiniteDifference
+    estimator: FiniteDifference | None
     matrices: Rule
     vectors: Rule
     block: bool = True
 
     @property
     def evaluations_per_step(self) -> int:
-        """Evaluations of the function that one step takes."""
-        return len(self.estimator.evaluations)
+        """Evaluations of the function that one step takes, 0 for a first-order method."""
+        return 0 if self.estimator is None else len(self.estimator.evaluations)
+
+    @property
+    def draws_in_update(self) -> bool:
+        """Whether `advance` draws numbers even where it is given the probes."""
+        return any(rule.orthogonalizer.draws for rule in (self.matrices, self.vectors))
 
     @property
     def refresh_every(self) -> int:
@@ -204,15 +247,13 @@ class Method:
 
     def with_horizon(self, steps: int) -> Method:
         """Return the method with default learning rates made for a run of so many steps."""
-        return replace(
-            self,
-            matrices=replace(
-                self.matrices, update=replace(self.matrices.update, horizon=max(1, steps))
-            ),
-            vectors=replace(
-                self.vectors, update=replace(self.vectors.update, horizon=max(1, steps))
-            ),
-        )
+
+        def made(rule: Rule) -> Rule:
+            if rule.update.learning_rate is not None:
+                return rule
+            return replace(rule, update=replace(rule.update, horizon=max(1, steps)))
+
+        return replace(self, matrices=made(self.matrices), vectors=made(self.vectors))
 
     def rule(self, ndim: int) -> Rule:
         """Return the rule for arrays with `ndim` axes."""
@@ -235,7 +276,8 @@ class Method:
         """
         arrays = leaves_of(params)
         random = Randomness(seed, arrays[0])
-        leaves = tuple(self.rule(x.ndim).init(random, i, x) for i, x in enumerate(arrays))
+        with _arrays.full_precision(arrays[0]):
+            leaves = tuple(self.rule(x.ndim).init(random, i, x) for i, x in enumerate(arrays))
         like = leaves[0].momentum
         xp = _arrays.namespace(like)
         started = xp.zeros((), dtype=like.dtype, device=_arrays.device(like))
@@ -246,10 +288,11 @@ class Method:
 
         Leaves whose frame is square, or that have none, keep theirs.
         """
-        leaves = tuple(
-            self._rule_of(leaf).refresh(state.random, i, state.step, leaf)
-            for i, leaf in enumerate(state.leaves)
-        )
+        with _arrays.full_precision(state.started):
+            leaves = tuple(
+                self._rule_of(leaf).refresh(state.random, i, state.step, leaf)
+                for i, leaf in enumerate(state.leaves)
+            )
         return state._replace(leaves=leaves)
 
     def propose(self, state: State) -> tuple[Probe, ...]:
@@ -258,10 +301,9 @@ class Method:
         The points to evaluate are those of ``method.estimator.evaluations``; `perturb` makes
         arrays of them.
         """
+        count = self.finite_difference.probes
         return tuple(
-            self._rule_of(leaf).draw(
-                state.random, i, state.step, leaf, self.estimator.probes, self.block
-            )
+            self._rule_of(leaf).draw(state.random, i, state.step, leaf, count, self.block)
             for i, leaf in enumerate(state.leaves)
         )
 
@@ -286,33 +328,112 @@ class Method:
         step : tuple of Change
             One for each parameter array; `apply_step` applies it.
         """
-        return self.advance(state, self.estimator.differences(losses), probes)
+        expected = self.evaluations_per_step
+        if not _arrays.is_array(losses):
+            losses = stack_losses(losses)
+        if tuple(losses.shape) != (expected,):
+            raise errors.wrong_number_of_losses(f"shape {tuple(losses.shape)}", expected)
+        return self.advance(state, self.finite_difference.differences(losses), probes)
 
     def advance(
-        self, state: State, coefficients: Array, probes: tuple[Probe, ...] | None = None
+        self,
+        state: State,
+        coefficients: Array,
+        probes: tuple[Probe, ...] | None = None,
+        rates: tuple[Any, Any] | None = None,
     ) -> tuple[State, tuple[Change, ...]]:
         """Return what `update` does, from the coefficients c (N,) instead of the losses.
 
         Whoever compiles this function, and not `update`, takes the differences of losses outside
-        of it, in float64 if the losses are numbers on the host.
+        of it, in float64 if the losses are numbers on the host, and passes what `rates` returned,
+        so that a schedule may be any Python function.
         """
         probes = self.propose(state) if probes is None else probes
-        like = state.leaves[0].momentum
-        weighted = self.estimator.weigh(_arrays.to_like(coefficients, like))
-        leaves, changes = [], []
+        estimator = self.finite_difference
+        # Weighed in the widest of the leaves' precisions, within what the narrowest can hold.
+        widest = narrow = state.leaves[0].momentum
+        for leaf in state.leaves[1:]:
+            if leaf.momentum.dtype != widest.dtype:
+                widest = min(widest, leaf.momentum, key=_arrays.epsilon)
+                narrow = max(narrow, leaf.momentum, key=_arrays.epsilon)
+        limit = _arrays.largest_number(narrow) * _HEADROOM
+        weighted = estimator.weigh(_arrays.to_like(coefficients, widest), limit)
+        gradients, leaves = [], []
         for leaf, probe in zip(state.leaves, probes, strict=True):
-            rule = self._rule_of(leaf)
             own = weighted
-            started = state.started
-            if leaf.momentum.dtype != like.dtype:
-                own = type(weighted)(*(_arrays.to_like(w, leaf.momentum) for w in weighted))
-                started = _arrays.to_like(started, leaf.momentum)
-            gradient = self.estimator.gradient(own, rule.subspace.coordinates(*probe))
-            new, change = rule.advance(leaf, state.step, gradient, own.alive, started)
-            leaves.append(new)
-            changes.append(change)
-        started = weighted.alive + state.started * (1.0 - weighted.alive)
-        return State(state.step + 1, started, tuple(leaves), state.random), tuple(changes)
+            if leaf.momentum.dtype != widest.dtype:
+                own = Weighted(
+                    *(None if w is None else _arrays.to_like(w, leaf.momentum) for w in weighted)
+                )
+            gradients.append(estimator.gradient(own, probe.coordinates))
+            frame = self._rule_of(leaf).subspace.observe(leaf.frame, probe.coordinates, own)
+            leaves.append(leaf if frame is leaf.frame else leaf._replace(frame=frame))
+        with _arrays.full_precision(widest):
+            return self._move(
+                state._replace(leaves=tuple(leaves)), gradients, weighted.alive, rates
+            )
+
+    def rates(self, step: Any) -> tuple[Any, Any]:
+        """Return the learning rates of a step, for matrices and for vectors."""
+        return self.matrices.update.rate(step), self.vectors.update.rate(step)
+
+    def descend(
+        self, state: State, gradient: Any, rates: tuple[Any, Any] | None = None
+    ) -> tuple[State, tuple[Change, ...]]:
+        """Return the next state and the step to take, from a true gradient.
+
+        Parameters
+        ----------
+        state : State
+        gradient : array or dict of arrays
+            dF/dX in the form of the parameters. If an entry is not finite, nothing changes but
+            the step's number.
+        rates : pair, optional
+            What `rates` returned for the step.
+
+        Returns
+        -------
+        state : State
+        step : tuple of Change
+        """
+        arrays = leaves_of(gradient)
+        like = state.leaves[0].momentum
+        xp = _arrays.namespace(like)
+        finite = [xp.all(xp.isfinite(g)) for g in arrays]
+        with _arrays.full_precision(like):
+            gradients = [
+                self._rule_of(leaf).subspace.project(leaf.frame, xp.where(ok, g, 0.0))
+                for leaf, g, ok in zip(state.leaves, arrays, finite, strict=True)
+            ]
+            alive = xp.astype(xp.all(xp.stack(finite)), like.dtype)
+            return self._move(state, gradients, alive, rates)
+
+    def _move(
+        self,
+        state: State,
+        gradients: list[Array],
+        alive: Array,
+        rates: tuple[Any, Any] | None,
+    ) -> tuple[State, tuple[Change, ...]]:
+        """Run the parts behind the estimate on all leaves."""
+        of_matrices, of_vectors = rates or self.rates(state.step)
+        moved = []
+        for i, (leaf, gradient) in enumerate(zip(state.leaves, gradients, strict=True)):
+            matrix = leaf.momentum.ndim >= 2
+            rule, rate = (self.matrices, of_matrices) if matrix else (self.vectors, of_vectors)
+            own = _arrays.to_like(alive, gradient), _arrays.to_like(state.started, gradient)
+            moved.append(rule.advance(state.random, i, state.step, leaf, gradient, *own, rate))
+        alive = _arrays.to_like(alive, state.started)
+        started = alive + state.started * (1.0 - alive)
+        leaves, changes = zip(*moved, strict=True)
+        return State(state.step + 1, started, leaves, state.random), changes
+
+    @property
+    def finite_difference(self) -> FiniteDifference:
+        """The estimator; raises for a method that has none."""
+        if self.estimator is None:
+            raise errors.needs_gradient(self.name)
+        return self.estimator
 
     def _rule_of(self, leaf: LeafState) -> Rule:
         # Coordinates of a matrix are a matrix, with a frame or without.
@@ -320,12 +441,19 @@ class Method:
 
 
 def leaves_of(params: Array | Mapping[str, Array]) -> list[Array]:
-    """Return the parameter arrays in their order."""
-    return list(params.values()) if isinstance(params, Mapping) else [params]
+    """Return the parameter arrays, those of a dict in the order of their sorted names.
+
+    Compiling libraries hand a dict on with its names sorted; an order that depended on who made
+    the dict would mix the arrays up.
+    """
+    if isinstance(params, Mapping):
+        return [params[name] for name in sorted(params)]
+    return [params]
 
 
 def like_params(params: Array | Mapping[str, Array], arrays: list[Array]) -> Any:
-    """Return `arrays` in the form of `params`: a dict with its names, or the array itself."""
+    """Return arrays in the order of `leaves_of` in the form of `params`."""
     if isinstance(params, Mapping):
-        return dict(zip(params, arrays, strict=True))
+        named = dict(zip(sorted(params), arrays, strict=True))
+        return {name: named[name] for name in params}
     return arrays[0]

@@ -6,12 +6,14 @@ are made of them.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from . import _arrays, errors
 from ._arrays import Array
+from .losses import check_losses, join_losses, scalar_loss, stack_losses
 from .method import Method, Probe, leaves_of, like_params
 from .update import Change
 
@@ -26,12 +28,13 @@ class Candidates(Sequence[Any]):
     """
 
     def __init__(self, method: Method, params: Params, probes: tuple[Probe, ...]) -> None:
-        self._names = list(params) if isinstance(params, Mapping) else None
+        self._params = params
+        self._single = not isinstance(params, Mapping)
         self._arrays = leaves_of(params)
         self._probes = probes
         self._displace = _arrays.compiled(_displace, self._arrays[0])
-        self._evaluations = method.estimator.evaluations
-        self._mirrored = method.estimator.mirrored
+        self._evaluations = method.finite_difference.evaluations
+        self._mirrored = method.finite_difference.mirrored
 
     def __len__(self) -> int:
         return len(self._evaluations)
@@ -76,7 +79,7 @@ class Candidates(Sequence[Any]):
         return pairs
 
     def _point(self, arrays: list[Array]) -> Any:
-        return arrays[0] if self._names is None else dict(zip(self._names, arrays, strict=True))
+        return arrays[0] if self._single else like_params(self._params, arrays)
 
 
 def _displace(
@@ -148,11 +151,7 @@ def apply_step(params: Params, step: tuple[Change, ...]) -> Any:
 
 
 def _move(arrays: list[Array], step: tuple[Change, ...]) -> list[Array]:
-    moved = []
-    for x, change in zip(arrays, step, strict=True):
-        base = x if change.decay is None else _arrays.shrink(x, change.decay)
-        moved.append(_arrays.low_rank_update(base, change.left, change.right, change.scale))
-    return moved
+    return [_arrays.low_rank_update(x, *change) for x, change in zip(arrays, step, strict=True)]
 
 
 def check_params(x0: Any) -> Any:
@@ -160,13 +159,18 @@ def check_params(x0: Any) -> Any:
     if isinstance(x0, Mapping):
         if not x0:
             raise errors.no_parameters()
-        named = {f"x0[{name!r}]": x for name, x in x0.items()}
+        for name in x0:
+            if not isinstance(name, str):
+                raise errors.not_a_name(name)
+        named = {f"x0[{name!r}]": x0[name] for name in sorted(x0)}
     else:
         named = {"x0": x0}
     if not all(_arrays.is_array(x) for x in named.values()):
         bad = next(x for x in named.values() if not _arrays.is_array(x))
         raise errors.wrong_parameters(bad)
     for name, x in named.items():
+        if _arrays.has_meaning_of_its_own(x):
+            raise errors.special_array(name, x)
         if _arrays.is_complex(x):
             raise errors.complex_parameters(name, x.dtype)
         if not _arrays.is_real_floating(x):
@@ -181,11 +185,37 @@ def check_params(x0: Any) -> Any:
         raise errors.mixed_devices(devices)
     # A copy: the caller may go on to change x0.
     clean = {name: _arrays.copy(_arrays.detach(x)) for name, x in named.items()}
-    for name, x in clean.items():
+    return check_finite(like_params(x0, list(clean.values())), "x0")
+
+
+def check_finite(params: Any, name: str) -> Any:
+    """Return `params`; raise if an entry is NaN or infinite."""
+    names = [f"{name}[{k!r}]" for k in sorted(params)] if isinstance(params, Mapping) else [name]
+    for label, x in zip(names, leaves_of(params), strict=True):
         xp = _arrays.namespace(x)
         if not bool(xp.all(xp.isfinite(x))):
-            raise errors.nonfinite_parameters(name)
-    return like_params(x0, list(clean.values()))
+            raise errors.nonfinite_parameters(label)
+    return params
+
+
+def check_gradient(gradient: Any, params: Any) -> Any:
+    """Return a gradient in the order of `params`, without its graph; raise if it does not fit."""
+    if isinstance(params, Mapping):
+        if not isinstance(gradient, Mapping) or set(gradient) != set(params):
+            found = sorted(map(str, gradient)) if isinstance(gradient, Mapping) else gradient
+            raise errors.wrong_gradient("it", f"returned {found!r:.60}, not {sorted(params)}")
+        gradient = {name: gradient[name] for name in params}
+    elif isinstance(gradient, Mapping):
+        raise errors.wrong_gradient("it", "is a dict")
+    names = [f"[{name!r}]" for name in sorted(params)] if isinstance(params, Mapping) else ["it"]
+    for name, g, x in zip(names, leaves_of(gradient), leaves_of(params), strict=True):
+        if not _arrays.is_array(g) or _arrays.namespace(g) is not _arrays.namespace(x):
+            raise errors.wrong_gradient(name, f"is of type {type(g).__name__}")
+        if tuple(g.shape) != tuple(x.shape) or not _arrays.is_real_floating(g):
+            raise errors.wrong_gradient(
+                name, f"has shape {tuple(g.shape)} and dtype {g.dtype}, not {tuple(x.shape)}"
+            )
+    return like_params(params, [_arrays.detach(g) for g in leaves_of(gradient)])
 
 
 def invisible_fraction(x: Array, probe: Probe, smoothing: float) -> float:
@@ -213,7 +243,7 @@ class Objective:
             raise TypeError(f"fun must be callable, got {type(fun).__name__}")
         self._fun = fun
         self.vectorized = vectorized
-        self.takes_key = _takes_key(fun)
+        self.takes_key = takes_key(fun)
         self.calls = 0  # evaluations of F, counted as they begin
 
     def __call__(self, points: Sequence[Any], key: int, failure: Callable[..., Any]) -> Array:
@@ -225,18 +255,18 @@ class Objective:
             try:
                 losses = self._fun(stack, **keywords)
             except Exception as error:
-                return _arrays.stack_losses([failure(error)] * len(points))
+                return stack_losses([failure(error)] * len(points))
             return check_losses(losses, len(points), errors.wrong_stack_of_losses)
-        losses = []
+        losses, fun = [], self._fun
         for point in points:
             self.calls += 1
             try:
-                loss = self._fun(point, **keywords)
+                loss = fun(point, **keywords) if keywords else fun(point)
             except Exception as error:
                 loss = failure(error)
             # one by one: what is no loss should be said before the next, maybe costly, call
-            losses.append(_arrays.scalar_loss(loss))
-        return _arrays.join_losses(losses)
+            losses.append(loss if type(loss) is float else scalar_loss(loss))
+        return join_losses(losses)
 
 
 def stack_points(points: Sequence[Any]) -> Any:
@@ -246,25 +276,17 @@ def stack_points(points: Sequence[Any]) -> Any:
     return like_params(points[0], [_arrays.namespace(c[0]).stack(c) for c in columns])
 
 
-def check_losses(losses: Any, expected: int, error: Callable[[Any, int], Exception]) -> Array:
-    """Return `expected` losses as a 1-d array; raise what `error` makes of a wrong shape."""
-    if _arrays.is_array(losses):
-        if tuple(losses.shape) != (expected,):
-            raise error(tuple(losses.shape), expected)
-        return _arrays.loss_vector(losses)
-    if not isinstance(losses, Sequence) or isinstance(losses, str):
-        raise errors.loss_not_real(losses, f"an object of type {type(losses).__name__}")
-    if len(losses) != expected:
-        raise error((len(losses),), expected)
-    return _arrays.stack_losses(losses)
-
-
-def _takes_key(fun: Callable[..., Any]) -> bool:
+def takes_key(fun: Callable[..., Any]) -> bool:
+    """Tell whether a function has a parameter named `key` that can be given by name."""
     try:
-        parameter = inspect.signature(fun).parameters.get("key")
+        parameters = inspect.signature(fun).parameters
     except (TypeError, ValueError):  # some callables written in C tell nothing of themselves
         return False
-    return parameter is not None and parameter.kind in (
+    if isinstance(fun, functools.partial) and "key" in fun.keywords:
+        return False
+    if next(iter(parameters), None) == "key":  # that one takes the parameters
+        return parameters["key"].kind is inspect.Parameter.KEYWORD_ONLY
+    return "key" in parameters and parameters["key"].kind in (
         inspect.Parameter.KEYWORD_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
     )

@@ -9,9 +9,18 @@ from . import _arrays, errors
 from ._arrays import Array
 from .catalog import find_method
 from .constraints import Projection, projection
+from .losses import check_losses
 from .method import Method, Probe, State, leaves_of
-from .objective import Candidates, apply_step, check_losses, check_params, invisible_fraction
+from .objective import (
+    Candidates,
+    apply_step,
+    check_finite,
+    check_gradient,
+    check_params,
+    invisible_fraction,
+)
 from .sampling import Sampler
+from .update import Change
 
 
 class Point(NamedTuple):
@@ -72,26 +81,50 @@ class Optimizer:
         project: Projection | None = None,
     ) -> None:
         params = check_params(x0)
+        for x in leaves_of(params):
+            _arrays.freeze(x)
         self.method = find_method(method)
         self._project = projection(bounds, project, params)
         if self._project is not None:
-            params = self._project(params)
+            params = check_finite(self._project(params), "project(x0)")
         self._like = leaves_of(params)[0]
         self._point = Point(params, self.method.init(params, seed), refreshed_at=0)
-        self._advance = _arrays.compiled(self.method.advance, self._like)
         self._pending: tuple[Candidates, tuple[Probe, ...]] | None = None
         self._warned = False
         arrays = leaves_of(params)
         first = next((i for i, x in enumerate(arrays) if x.ndim >= 2), 0)
         unit = self._point.state.leaves[first].unit
-        self._rate = self.method.rule(arrays[first].ndim).update.rate
+        self._first_kind = 0 if arrays[first].ndim >= 2 else 1
+        self._cached_rates: tuple[int, tuple[Any, Any], float] = (-1, (0.0, 0.0), 0.0)
         self._unit = 1.0 if unit is None else float(unit)
+        self._compile()
+
+    def _compile(self) -> None:
+        self._advance, self._descend = self.method.advance, self.method.descend
+        if not self.method.draws_in_update or self._point.state.random.can_be_traced:
+            self._advance = _arrays.compiled(self._advance, self._like)
+            self._descend = _arrays.compiled(self._descend, self._like)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was compiled stays behind, and so do the points: they are made again.
+        state = {k: v for k, v in self.__dict__.items() if k not in {"_advance", "_descend"}}
+        return state | {"_pending": self._pending is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_pending": None})
+        self._compile()
+        if state["_pending"]:
+            self.ask()
+
+    def __repr__(self) -> str:
+        return f"<Optimizer: {self.method.name}, {self.nit} steps>"
 
     @property
     def x(self) -> Any:
         """The current iterate, an array or a dict of arrays in the form of `x0`.
 
-        No step changes an array that was handed out; each makes a new one.
+        No step changes an array that was handed out; each makes a new one. NumPy arrays are
+        read-only: copy them to change them.
         """
         return self._point.params
 
@@ -108,7 +141,18 @@ class Optimizer:
     @property
     def learning_rate(self) -> float:
         """Learning rate of the next step, of the first matrix (of the first array if none is)."""
-        return float(self._rate(self.nit)) * self._unit
+        return self._rates()[1]
+
+    def _rates(self) -> tuple[tuple[Any, Any], float]:
+        """Return the rates of the next step, and the learning rate of the first matrix.
+
+        They are computed here, where a schedule may be any function, and once a step.
+        """
+        step = self._point.state.step
+        if self._cached_rates[0] != step:
+            rates = self.method.rates(step)
+            self._cached_rates = step, rates, float(rates[self._first_kind]) * self._unit
+        return self._cached_rates[1:]
 
     def ask(self) -> Candidates:
         """Return the points at which the loss is needed.
@@ -121,16 +165,21 @@ class Optimizer:
             or ``+1, +2, ...``. Until `tell`, another call returns the same points.
         """
         if self._pending is None:
-            params, state, refreshed_at = self._point
-            every = self.method.refresh_every
-            if every and state.step % every == 0 and state.step != refreshed_at:
-                state = self.method.refresh(state)
-                self._point = Point(params, state, refreshed_at=state.step)
+            params, state = self._refreshed()
             probes = self.method.propose(state)
             if not self._warned and state.step == self._point.refreshed_at:
                 self._warn_of_invisible_probes(params, probes)
             self._pending = Candidates(self.method, params, probes), probes
         return self._pending[0]
+
+    def _refreshed(self) -> tuple[Any, State]:
+        """Return the parameters and the state, with a new subspace if this step needs one."""
+        params, state, refreshed_at = self._point
+        every = self.method.refresh_every
+        if every and state.step % every == 0 and state.step != refreshed_at:
+            state = self.method.refresh(state)
+            self._point = Point(params, state, refreshed_at=state.step)
+        return params, state
 
     def tell(self, losses: Any) -> None:
         """Take a step from the losses of the points that `ask` returned.
@@ -157,24 +206,58 @@ class Optimizer:
         if self._pending is None:
             raise errors.tell_before_ask()
         probes = self._pending[1]
-        params, state, refreshed_at = self._point
+        state = self._point.state
         # Differences are taken here, outside of compiled code: in float64 for host numbers. The
         # probes are given, so that no sampler is needed: runs that differ in their seeds alone
         # share what was compiled.
-        new, step = self._advance(
-            state._replace(random=None), self.method.estimator.differences(losses), probes
+        random = state.random if self.method.draws_in_update else None
+        self._move(
+            *self._advance(
+                State(state.step, state.started, state.leaves, random),
+                self.method.finite_difference.differences(losses),
+                probes,
+                self._rates()[0],
+            )
         )
+        self._pending = None
+
+    def descend(self, gradient: Any) -> None:
+        """Take a step of a first-order method.
+
+        Parameters
+        ----------
+        gradient : array or dict of arrays
+            dF/dX at `x`, in its form. If an entry is not finite the step changes nothing.
+
+        Raises
+        ------
+        TypeError
+            If the method estimates gradients itself.
+        ValueError
+            If the gradient does not fit the parameters.
+        """
+        if self.method.estimator is not None:
+            raise errors.takes_no_gradient(self.method.name)
+        params, state = self._refreshed()
+        random = state.random if self.method.draws_in_update else None
+        gradient = check_gradient(gradient, params)
+        self._move(*self._descend(state._replace(random=random), gradient, self._rates()[0]))
+
+    def _move(self, new: State, step: tuple[Change, ...]) -> None:
+        params, state, refreshed_at = self._point
         params = apply_step(params, step)
         if self._project is not None:
             params = self._project(params)
+        else:
+            for x in leaves_of(params):
+                _arrays.freeze(x)
         # The number of the step stays an integer of the host, whatever was compiled.
         self._point = Point(params, State(state.step + 1, *new[1:3], state.random), refreshed_at)
-        self._pending = None
 
     def _warn_of_invisible_probes(self, params: Any, probes: tuple[Probe, ...]) -> None:
         """Warn, once, if adding a probe leaves most entries of a parameter as they are."""
-        smoothing = self.method.estimator.smoothing
-        names = list(params) if isinstance(params, dict) else ["x"]
+        smoothing = self.method.finite_difference.smoothing
+        names = sorted(params) if isinstance(params, dict) else ["x"]
         for name, x, probe in zip(names, leaves_of(params), probes, strict=True):
             fraction = invisible_fraction(x, probe, smoothing)
             if fraction > _INVISIBLE:

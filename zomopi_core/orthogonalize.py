@@ -6,29 +6,64 @@ the squares in float32 neither overflow nor vanish.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from . import _arrays
 from ._arrays import Array
-from ._checks import as_python, check_count, not_negative
-from .sampling import Draw, Randomness
+from ._checks import as_python, check_count, check_name, not_negative
+
+#: returns standard normal numbers of a shape, drawn for the leaf and step at hand
+Normal = Callable[[tuple[int, ...]], Array]
+
+
+class Direction(NamedTuple):
+    """What an orthogonalizer returns.
+
+    Attributes
+    ----------
+    direction : array
+        O in the shape of the momentum.
+    kept : array or None
+        What it keeps for the next step.
+    momentum : array or None
+        What it leaves of the momentum; None leaves all.
+    """
+
+    direction: Array
+    kept: Array | None = None
+    momentum: Array | None = None
 
 
 class Orthogonalizer(Protocol):
     """Turns momentum into a direction; may keep an array between steps."""
 
-    def init(self, random: Randomness, leaf: int, momentum: Array) -> Array | None:
-        """Return what is kept before the first step."""
+    draws: ClassVar[bool] = False  # whether `direction` draws numbers
+
+    def init(self, momentum: Array, normal: Normal) -> Array | None:
+        """Return what is kept before the first step; by default nothing."""
+        return None
+
+    def direction(self, momentum: Array, kept: Array | None, normal: Normal) -> Direction:
+        """Return the direction for a momentum."""
         ...
 
-    def direction(self, momentum: Array, kept: Array | None) -> tuple[Array, Array | None]:
-        """Return the direction O in the shape of `momentum`, and what is kept."""
-        ...
+    def refresh(self, kept: Array | None, normal: Normal) -> Array | None:
+        """Return what is kept after a refresh of the subspace; by default all."""
+        return kept
 
-    def squares(self, momentum: Array, kept: Array | None) -> int:
-        """Return the sum of squares of the entries of a direction of full rank."""
-        ...
+    def rank(self, kept: Array | None) -> int | None:
+        """Return the number k of directions, None where it is all of them."""
+        return None
+
+    def squares(self, momentum: Array, kept: Array | None) -> float | None:
+        """Return the sum of squares of a direction's entries; None if it depends on their scale.
+
+        By default that of an isometry: one for each singular value.
+        """
+        return _arrays.size(momentum) / int(max(momentum.shape[-2:]))
 
 
 def _scaled(matrix: Array) -> tuple[Array, Array]:
@@ -116,8 +151,26 @@ def streaming_power_iteration(M: Array, V: Array, /) -> tuple[Array, Array]:
     return _sweep(M, V)
 
 
-# Jordan et al. 2024 (Muon): the quintic whose slope at zero is largest for a fixed point near 1.
-_QUINTIC = (3.4445, -4.7750, 2.0315)
+# Coefficients (a, b, c) of X <- a X + b (X X^T) X + c (X X^T)^2 X, step by step, the last one
+# for all that follow. muon: Jordan et al. 2024, one quintic with a steep slope at zero.
+# polar-express: Amsel et al. 2025 (arXiv 2505.16932), the best quintic at each step for singular
+# values from 1e-3 to 1, ending at the classical one, which converges to 1.
+_POLYNOMIALS = {
+    "muon": ((3.4445, -4.7750, 2.0315),),
+    "polar-express": (
+        (8.28721201814563, -23.595886519098837, 17.300387312530933),
+        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+        (2.300652019954817, -1.6689039845749493, 0.4188073119525673),
+        (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+        (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+        (1.875, -1.25, 0.375),
+    ),
+}
+# The paper's margin against singular values that rounding lifts above 1, on the argument of all
+# polynomials of Polar Express but the last.
+_MARGIN = {"muon": 1.0, "polar-express": 1.01}
 
 
 def newton_schulz(M: Array, /, steps: int = 5, eps: float = 0.0) -> Array:
@@ -155,18 +208,26 @@ def newton_schulz(M: Array, /, steps: int = 5, eps: float = 0.0) -> Array:
     _require_matrix("M", M)
     check_count("steps", steps, 0)
     eps = not_negative("eps", eps)
-    xp = _arrays.namespace(M)
-    x, present = _scaled(M)
-    norm = xp.sqrt(xp.sum(x * x, axis=(-2, -1), keepdims=True))
+    return _iterate(M, steps, eps, "muon")
+
+
+def _iterate(matrix: Array, steps: int, eps: float, name: str) -> Array:
+    xp = _arrays.namespace(matrix)
+    margin = _MARGIN[name]
+    x, present = _scaled(matrix)
+    norm = xp.sqrt(xp.sum(x * x, axis=(-2, -1), keepdims=True)) * margin
     if eps:
-        largest = xp.max(xp.abs(M), axis=(-2, -1), keepdims=True)
+        largest = xp.max(xp.abs(matrix), axis=(-2, -1), keepdims=True)
         norm = norm + eps / xp.where(present, largest, 1.0)
     x = x / xp.where(present, norm, 1.0)
-    tall = M.shape[-2] > M.shape[-1]
+    tall = matrix.shape[-2] > matrix.shape[-1]
     if tall:  # the Gram matrix is formed on the shorter side
         x = _arrays.transposed(x)
-    a, b, c = _QUINTIC
-    for _ in range(steps):
+    polynomials = _POLYNOMIALS[name]
+    for i in range(steps):
+        a, b, c = polynomials[min(i, len(polynomials) - 1)]
+        if i + 1 < len(polynomials):
+            a, b, c = a / margin, b / margin**3, c / margin**5
         gram = x @ _arrays.transposed(x)
         x = a * x + (b * gram + c * (gram @ gram)) @ x
     return _arrays.transposed(x) if tall else x
@@ -209,7 +270,7 @@ def polar(M: Array, /) -> Array:
 
 
 @dataclass(frozen=True)
-class PowerIteration:
+class PowerIteration(Orthogonalizer):
     """``O = U V^T`` from one warm-started sweep; keeps the right vectors V.
 
     Parameters
@@ -217,47 +278,111 @@ class PowerIteration:
     spectral_rank : int, optional
         Directions k that are kept; by default half the rank r, at least one. Clipped to
         min(r, n).
+    keep_right : bool
+        Whether V outlives a refresh, as it should: the right space does not depend on the frame.
     """
 
     spectral_rank: int | None = None
+    keep_right: bool = True
 
     def __post_init__(self) -> None:
         if self.spectral_rank is not None:
             check_count("spectral_rank", self.spectral_rank)
             as_python(self, spectral_rank=int)
 
-    def init(self, random: Randomness, leaf: int, momentum: Array) -> Array:
+    def init(self, momentum: Array, normal: Normal) -> Array:
         """Return the Q-factor of a Gaussian n x k matrix."""
         *batch, r, n = momentum.shape
         k = min(self.spectral_rank or max(1, r // 2), r, n)
-        gauss = random.normal(Draw("right", leaf, 0, None), (*batch, n, k), momentum)
-        return _arrays.namespace(momentum).linalg.qr(gauss)[0]
+        return _arrays.namespace(momentum).linalg.qr(normal((*batch, n, k)))[0]
 
-    def direction(self, momentum: Array, kept: Array | None) -> tuple[Array, Array | None]:
-        """Return (U V^T, V)."""
+    def direction(self, momentum: Array, kept: Array | None, normal: Normal) -> Direction:
+        """Return U V^T, keeping V."""
         left, right = _sweep(momentum, kept)
-        return left @ _arrays.transposed(right), right
+        return Direction(left @ _arrays.transposed(right), right)
 
-    def squares(self, momentum: Array, kept: Array | None) -> int:
+    def refresh(self, kept: Array | None, normal: Normal) -> Array | None:
+        """Return V, or another Q-factor of a Gaussian matrix."""
+        if self.keep_right or kept is None:
+            return kept
+        return _arrays.namespace(kept).linalg.qr(normal(tuple(kept.shape)))[0]
+
+    def rank(self, kept: Array | None) -> int | None:
+        """Return k."""
+        return None if kept is None else int(kept.shape[-1])
+
+    def squares(self, momentum: Array, kept: Array | None) -> float:
         """Return k, times the matrices of the batch: each of k singular values is 1."""
-        return _arrays.size(kept) // int(momentum.shape[-1])
+        return _arrays.size(kept) / int(momentum.shape[-1])
 
 
 @dataclass(frozen=True)
-class NormalizedVector:
+class NewtonSchulz(Orthogonalizer):
+    """``O = newton_schulz(M)``, or with the polynomials of Polar Express.
+
+    Parameters
+    ----------
+    steps : int
+    eps : float
+        Added to the Frobenius norm.
+    polynomials : {"muon", "polar-express"}
+    """
+
+    steps: int = 5
+    eps: float = 0.0
+    polynomials: str = "muon"
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        check_name("polynomials", self.polynomials, tuple(_POLYNOMIALS))
+        as_python(self, steps=int, eps=partial(not_negative, "eps"))
+
+    def direction(self, momentum: Array, kept: Array | None, normal: Normal) -> Direction:
+        """Return O."""
+        return Direction(_iterate(momentum, self.steps, self.eps, self.polynomials))
+
+
+@dataclass(frozen=True)
+class PolarFactor(Orthogonalizer):
+    """``O = polar(M)``: the exact matrix sign, by a singular value decomposition."""
+
+    def direction(self, momentum: Array, kept: Array | None, normal: Normal) -> Direction:
+        """Return O."""
+        return Direction(polar(momentum))
+
+
+@dataclass(frozen=True)
+class Plain(Orthogonalizer):
+    """``O = w M``: the step is linear in the momentum, as in stochastic gradient descent.
+
+    Parameters
+    ----------
+    weight : float
+        w, for probes whose frame does not have unit size.
+    """
+
+    weight: float = 1.0
+
+    def direction(self, momentum: Array, kept: Array | None, normal: Normal) -> Direction:
+        """Return w M."""
+        return Direction(momentum if self.weight == 1 else self.weight * momentum)
+
+    def squares(self, momentum: Array, kept: Array | None) -> None:
+        """Return None: the direction has the scale of the gradient."""
+
+
+@dataclass(frozen=True)
+class Normalized(Orthogonalizer):
     """``O = sqrt(d) M / norm(M)`` for an array of d entries: root mean square 1, 0 for M = 0."""
 
-    def init(self, random: Randomness, leaf: int, momentum: Array) -> None:
-        """Return None: nothing is kept."""
-
-    def direction(self, momentum: Array, kept: Array | None) -> tuple[Array, Array | None]:
-        """Return (O, None)."""
+    def direction(self, momentum: Array, kept: Array | None, normal: Normal) -> Direction:
+        """Return O."""
         xp = _arrays.namespace(momentum)
         largest = xp.max(xp.abs(momentum))
         scaled = momentum / xp.where(largest > 0, largest, 1.0)
         rms = xp.sqrt(xp.mean(scaled * scaled))
-        return scaled / xp.where(largest > 0, rms, 1.0), None
+        return Direction(scaled / xp.where(largest > 0, rms, 1.0))
 
-    def squares(self, momentum: Array, kept: Array | None) -> int:
+    def squares(self, momentum: Array, kept: Array | None) -> float:
         """Return d: the root mean square is 1."""
         return _arrays.size(momentum)

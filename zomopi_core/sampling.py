@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import struct
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -16,6 +17,7 @@ import numpy as np
 
 from . import _arrays, errors
 from ._arrays import Array, Namespace
+from ._inverse_normal import inverse_normal
 
 #: the purposes of a draw; their positions are part of the key and never change
 STREAMS = ("sketch", "probe", "right", "key")
@@ -32,12 +34,13 @@ class Draw(NamedTuple):
         What the numbers are for: ``"sketch"`` (the Gaussian from which a frame is made),
         ``"probe"`` (directions to evaluate along) or ``"right"`` (initial right vectors).
     leaf : int
-        Position of the parameter array in `x0`.
+        Position of the parameter array among the sorted names of `x0`; 0 for a single array.
     step : int
         Step t for which the numbers are drawn.
     probe : int or None
-        Index of the probe, or None for the block of all probes of the leaf (or for draws that
-        belong to no probe).
+        Index of the probe, or None for the block of all probes of the leaf and for draws that
+        belong to no probe. In the stream ``"sketch"``, 0 stands for the columns that replace
+        directions which an anchored refresh does not find in the momentum.
     """
 
     stream: str
@@ -71,8 +74,23 @@ class Sampler(Protocol):
         ...
 
 
+class _PicklesNamespace:
+    """Lets a sampler that holds a namespace, a module, be copied and stored: by its name."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if state["xp"] is not None:
+            state["xp"] = state["xp"].__name__
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["xp"] is not None:
+            state["xp"] = importlib.import_module(state["xp"])
+        self.__dict__.update(state)
+
+
 @dataclass(frozen=True)
-class NumpySampler:
+class NumpySampler(_PicklesNamespace):
     """NumPy's Philox generator, keyed by the seed and counting from the draw.
 
     It also serves the libraries that have no generator of their own, given as `xp`.
@@ -158,7 +176,7 @@ class JaxSampler:
 
 
 @dataclass(frozen=True)
-class HostSampler:
+class HostSampler(_PicklesNamespace):
     """Identical numbers for every library, release and machine, made on the host.
 
     Raw Philox bits, which NumPy keeps stable, go through the inverse of the normal distribution
@@ -196,7 +214,7 @@ class HostSampler:
         bits = _philox(self.seed, draw).random_raw(count)
         # the 2^53 midpoints of equal cells of (0, 1): never 0, never 1, symmetric about 1/2
         uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-        values = _inverse_normal(uniform).reshape(shape)
+        values = inverse_normal(uniform).reshape(shape)
         if self.xp is None or _arrays.library(self.xp) == "numpy":
             return values if _is_foreign(dtype) else values.astype(dtype)
         return self.xp.asarray(values, dtype=dtype, device=device)
@@ -229,22 +247,44 @@ class Randomness:
     def __init__(self, seed: int | Sampler, like: Array) -> None:
         if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
             seed = native_sampler(int(seed), like)
-        elif not callable(getattr(seed, "normal", None)):
+        elif isinstance(seed, np.random.Generator | np.random.RandomState | type) or not callable(
+            getattr(seed, "normal", None)
+        ):
             raise errors.wrong_sampler(seed)
         self.sampler: Sampler = seed  # type: ignore[assignment]
         _arrays.register_static(Randomness, like)
 
+    def __getstate__(self) -> Sampler:
+        return self.sampler
+
+    def __setstate__(self, state: Sampler) -> None:
+        self.sampler = state
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Randomness) and self.sampler is other.sampler
+        return isinstance(other, Randomness) and self.sampler == other.sampler
 
     def __hash__(self) -> int:
-        return id(self.sampler)
+        return hash(self.sampler)
+
+    @property
+    def can_be_traced(self) -> bool:
+        """Whether draws may be made inside compiled code, where the step is no number."""
+        return isinstance(self.sampler, JaxSampler)
 
     def normal(self, draw: Draw, shape: tuple[int, ...], like: Array) -> Array:
         """Return the numbers of `draw` in the library, device and working dtype of `like`."""
-        values = self.sampler.normal(
-            draw, shape, dtype=_arrays.working_dtype(like), device=_arrays.device(like)
-        )
+        dtype = _arrays.working_dtype(like)
+        values = self.sampler.normal(draw, shape, dtype=dtype, device=_arrays.device(like))
+        if (
+            isinstance(like, np.ndarray)
+            and isinstance(values, np.ndarray)
+            and values.dtype == dtype
+            and values.shape == shape
+        ):
+            return values
+        if not _arrays.is_array(values) or not _arrays.is_real_floating(values):
+            what = getattr(values, "dtype", type(values).__name__)
+            raise TypeError(f"the sampler returned {what} for {draw}, asked for a real array")
         if tuple(values.shape) != shape:
             raise ValueError(
                 f"the sampler returned shape {tuple(values.shape)} for {draw}, asked for {shape}"
@@ -344,13 +384,13 @@ __device__ void philox4x32(unsigned int c[4], unsigned int k0, unsigned int k1) 
     }
 }
 __device__ double box_muller(const unsigned int c[4], double) {
-    double u = ((((unsigned long long)c[0] << 21) ^ (c[1] >> 11)) + 0.5) * 0x1p-53;
-    double v = (((unsigned long long)c[2] << 21) ^ (c[3] >> 11)) * 0x1p-53;
+    double u = ((((unsigned long long)c[0] << 21) ^ (c[1] >> 11)) + 0.5) * 1.1102230246251565e-16;
+    double v = (((unsigned long long)c[2] << 21) ^ (c[3] >> 11)) * 1.1102230246251565e-16;
     return sqrt(-2.0 * log(u)) * cospi(2.0 * v);
 }
 __device__ float box_muller(const unsigned int c[4], float) {
-    float u = (c[0] + 0.5f) * 0x1p-32f;
-    float v = c[2] * 0x1p-32f;
+    float u = (c[0] + 0.5f) * 2.3283064365386963e-10f;
+    float v = c[2] * 2.3283064365386963e-10f;
     return sqrtf(-2.0f * logf(u)) * cospif(2.0f * v);
 }
 """
@@ -372,117 +412,3 @@ def _cupy_kernel() -> Any:
         "zomopi_normal",
         preamble=CUDA_PHILOX,
     )
-
-
-# AS 241, routine PPND16: numerators and denominators of the three rational approximations,
-# lowest power first, for |p - 1/2| <= 0.425, for a tail of up to e^-25, and beyond.
-_CENTRE = (
-    (
-        3.3871328727963666080e0,
-        1.3314166789178437745e2,
-        1.9715909503065514427e3,
-        1.3731693765509461125e4,
-        4.5921953931549871457e4,
-        6.7265770927008700853e4,
-        3.3430575583588128105e4,
-        2.5090809287301226727e3,
-    ),
-    (
-        1.0,
-        4.2313330701600911252e1,
-        6.8718700749205790830e2,
-        5.3941960214247511077e3,
-        2.1213794301586595867e4,
-        3.9307895800092710610e4,
-        2.8729085735721942674e4,
-        5.2264952788528545610e3,
-    ),
-)
-_TAIL = (
-    (
-        1.42343711074968357734e0,
-        4.63033784615654529590e0,
-        5.76949722146069140550e0,
-        3.64784832476320460504e0,
-        1.27045825245236838258e0,
-        2.41780725177450611770e-1,
-        2.27238449892691845833e-2,
-        7.74545014278341407640e-4,
-    ),
-    (
-        1.0,
-        2.05319162663775882187e0,
-        1.67638483018380384940e0,
-        6.89767334985100004550e-1,
-        1.48103976427480074590e-1,
-        1.51986665636164571966e-2,
-        5.47593808499534494600e-4,
-        1.05075007164441684324e-9,
-    ),
-)
-_FAR_TAIL = (
-    (
-        6.65790464350110377720e0,
-        5.46378491116411436990e0,
-        1.78482653991729133580e0,
-        2.96560571828504891230e-1,
-        2.65321895265761230930e-2,
-        1.24266094738807843860e-3,
-        2.71155556874348757815e-5,
-        2.01033439929228813265e-7,
-    ),
-    (
-        1.0,
-        5.99832206555887937690e-1,
-        1.36929880922735805310e-1,
-        1.48753612908506148525e-2,
-        7.86869131145613259100e-4,
-        1.84631831751005468180e-5,
-        1.42151175831644588870e-7,
-        2.04426310338993978564e-15,
-    ),
-)
-_LOG_SERIES = tuple(1.0 / (2 * j + 1) for j in range(12))
-_LOG_2 = 0.6931471805599453
-_SQRT_HALF = 0.7071067811865476
-
-
-def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
-    result = np.full_like(x, coefficients[-1])
-    for c in reversed(coefficients[:-1]):
-        result *= x
-        result += c
-    return result
-
-
-def _exact_log(x: Array) -> Array:
-    """Return the logarithm from sums, products and quotients alone.
-
-    The logarithm of a C library differs in its last bit between machines; this one does not.
-    """
-    mantissa, exponent = np.frexp(x)
-    low = mantissa < _SQRT_HALF
-    mantissa = np.where(low, 2.0 * mantissa, mantissa)
-    exponent = exponent - low
-    s = (mantissa - 1.0) / (mantissa + 1.0)  # |s| <= 0.172: twelve terms reach 1e-18
-    return exponent * _LOG_2 + 2.0 * s * _polynomial(_LOG_SERIES, s * s)
-
-
-def _inverse_normal(p: Array) -> Array:
-    """Return the quantiles of the standard normal distribution at `p`, strictly inside (0, 1)."""
-    q = p - 0.5
-    centre = np.abs(q) <= 0.425
-    r = np.where(centre, 0.180625 - q * q, 0.0)
-    result = q * _polynomial(_CENTRE[0], r) / _polynomial(_CENTRE[1], r)
-    tail = np.flatnonzero(~centre)
-    if tail.size:
-        q = q[tail]
-        r = np.sqrt(-_exact_log(np.where(q < 0.0, p[tail], 1.0 - p[tail])))
-        near, far = r - 1.6, r - 5.0
-        value = np.where(
-            r <= 5.0,
-            _polynomial(_TAIL[0], near) / _polynomial(_TAIL[1], near),
-            _polynomial(_FAR_TAIL[0], far) / _polynomial(_FAR_TAIL[1], far),
-        )
-        result[tail] = np.where(q < 0.0, -value, value)
-    return result

@@ -7,29 +7,28 @@ coordinates C (..., r, n). A frame is drawn at step 0 and refreshed every `refre
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from . import _arrays, errors
 from ._arrays import Array
 from ._checks import as_python, check_count, check_name
+from .estimator import Weighted
 from .sampling import Draw, Randomness
 
 
 class Subspace(Protocol):
     """How one leaf is seen: its view as matrices, its frame, and the way back."""
 
-    @property
-    def refresh_every(self) -> int | None:
-        """Steps between two refreshes; None where there are none."""
-        ...
+    refresh_every: Any  # steps between two refreshes; None where there are none
 
     def coordinate_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the coordinates of a leaf of the given shape."""
         ...
 
     def columns(self, shape: tuple[int, ...]) -> int:
-        """Return the length n of a row of a leaf of the given shape, whatever side is sketched."""
+        """Return the length n of a row of a leaf of the given shape, as the frame sees it."""
         ...
 
     def init(self, random: Randomness, leaf: int, x: Array) -> Array | None:
@@ -52,9 +51,13 @@ class Subspace(Protocol):
         """Return (left, right) whose product is the perturbation of the leaf in its own layout."""
         ...
 
-    def coordinates(self, left: Array | None, right: Array) -> Array:
-        """Return the coordinates behind `factors`."""
+    def project(self, frame: Array | None, gradient: Array) -> Array:
+        """Return a gradient of the leaf's shape in subspace coordinates."""
         ...
+
+    def observe(self, frame: Array | None, coordinates: Array, weighted: Weighted) -> Array | None:
+        """Return the frame after the losses of a step were seen; by default as it is."""
+        return frame
 
 
 def orthonormal_frame(matrix: Array) -> Array:
@@ -98,7 +101,7 @@ def leading_left_vectors(momentum: Array, count: int) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True)
-class Sketch:
+class Sketch(Subspace):
     """Random low-rank subspace: left (or right) multiplication by an orthonormal frame.
 
     Parameters
@@ -155,7 +158,7 @@ class Sketch:
 
     def columns(self, shape: tuple[int, ...]) -> int:
         """Return n."""
-        return self._view(shape)[-1 if self.side == "left" else -2]
+        return self._view(shape)[-1]
 
     def init(self, random: Randomness, leaf: int, x: Array) -> Array:
         """Return a Haar-distributed frame."""
@@ -196,24 +199,37 @@ class Sketch:
             return frame, coordinates
         return _arrays.transposed(coordinates), _arrays.transposed(frame)
 
-    def coordinates(self, left: Array | None, right: Array) -> Array:
-        """Return C."""
-        return right if self.side == "left" else _arrays.transposed(left)
+    def project(self, frame: Array | None, gradient: Array) -> Array:
+        """Return ``A^T G``."""
+        if not self.stacked and gradient.ndim > 2:
+            gradient = _arrays.namespace(gradient).reshape(gradient, (gradient.shape[0], -1))
+        gradient = _arrays.to_like(gradient, gradient)
+        if self.side == "right":
+            gradient = _arrays.transposed(gradient)
+        return _arrays.transposed(frame) @ gradient
 
 
 @dataclass(frozen=True)
-class FullSpace:
-    """The leaf's own space: the coordinates are the entries, there is no frame."""
+class FullSpace(Subspace):
+    """The leaf's own space: the coordinates are the entries, there is no frame.
 
+    Parameters
+    ----------
+    as_matrix : bool
+        Whether an array with more than two axes is seen as one matrix, (first axis, the rest), as
+        whoever orthogonalizes it needs; by default its shape stays.
+    """
+
+    as_matrix: bool = False
     refresh_every: int | None = None
 
     def coordinate_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape itself."""
-        return shape
+        """Return the shape itself, or (m, n)."""
+        return (shape[0], math.prod(shape[1:])) if self.as_matrix else shape
 
     def columns(self, shape: tuple[int, ...]) -> int:
         """Return the length of the last axis, 1 if there is none."""
-        return shape[-1] if shape else 1
+        return self.coordinate_shape(shape)[-1] if shape else 1
 
     def init(self, random: Randomness, leaf: int, x: Array) -> None:
         """Return None: no frame is needed."""
@@ -234,6 +250,9 @@ class FullSpace:
         """Return (None, C)."""
         return None, coordinates
 
-    def coordinates(self, left: Array | None, right: Array) -> Array:
-        """Return C."""
-        return right
+    def project(self, frame: Array | None, gradient: Array) -> Array:
+        """Return the gradient, in the working dtype."""
+        if self.as_matrix:
+            shape = self.coordinate_shape(tuple(gradient.shape))
+            gradient = _arrays.namespace(gradient).reshape(gradient, shape)
+        return _arrays.to_like(gradient, gradient)

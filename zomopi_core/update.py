@@ -9,7 +9,7 @@ import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from . import _arrays, errors
@@ -213,20 +213,24 @@ class Update:
         the ratio is 0.01, that of 2,500 steps, and constant.
     name : str
         What the learning rate is called where it is set, for messages.
+    aspect : {"tall", "ratio"}, optional
+        Factor of a given learning rate for an m x n matrix: ``"tall"`` for sqrt(max(1, m/n)),
+        ``"ratio"`` for sqrt(m/n).
     """
 
     learning_rate: float | Schedule | None
     weight_decay: float = 0.0
     horizon: int | None = None
     name: str = "learning_rate"
+    aspect: str | None = None
 
     def __post_init__(self) -> None:
         if self.learning_rate is not None and not callable(self.learning_rate):
             as_python(self, learning_rate=partial(positive, self.name))
         as_python(self, weight_decay=partial(not_negative, "weight_decay"))
 
-    def init(self, x: Array, columns: int, gain: float) -> Array | None:
-        """Return the unit of the learning rate: None if it was given, else a 0-d array.
+    def init(self, x: Array, columns: int, gain: float | None) -> Array | None:
+        """Return the unit of the learning rate, a 0-d array, or None where it is 1.
 
         Parameters
         ----------
@@ -234,31 +238,118 @@ class Update:
             The leaf at the start.
         columns : int
             Length of a row of its matrix.
-        gain : float
-            Learning rate for which the entries of a step have root mean square 1.
+        gain : float or None
+            Learning rate for which the entries of a step have root mean square 1; None where a
+            step has the scale of the gradient.
         """
+        xp = _arrays.namespace(x)
         if self.learning_rate is not None:
-            return None
+            if self.aspect is None or x.ndim < 2:
+                return None
+            m, n = _arrays.size(x) / columns, columns
+            factor = math.sqrt(max(1.0, m / n) if self.aspect == "tall" else m / n)
+            dtype = _arrays.working_dtype(x)
+            return xp.full((), factor, dtype=dtype, device=_arrays.device(x))
+        if gain is None:
+            raise errors.needs_learning_rate(self.name)
         # With normalised steps the error after T of them is least for a rate of distance over
         # sqrt(T); 0.5 is the geometric middle of the best on a dozen problems of T = 100 to 2,500.
         relative = 0.01 if self.horizon is None else 0.5 / math.sqrt(self.horizon)
         return typical_size(x, columns) * (relative * gain)
 
+    @cached_property
+    def _fall(self) -> Schedule | None:
+        return None if self.horizon is None else linear_decay(1.0, self.horizon)
+
     def rate(self, step: Any) -> Any:
         """Return the learning rate of `step`, in units of `init` where it was not given."""
         if self.learning_rate is None:
-            return 1.0 if self.horizon is None else linear_decay(1.0, self.horizon)(step)
+            return 1.0 if self._fall is None else self._fall(step)
         if not callable(self.learning_rate):
             return self.learning_rate
         rate = self.learning_rate(step)
-        # a NumPy float would widen float32 arrays that it is multiplied with
-        return float(rate) if isinstance(rate, numbers.Real) else rate
+        if not isinstance(step, int):  # an array under tracing
+            return rate
+        try:
+            if isinstance(rate, str):
+                raise TypeError
+            number = float(rate)  # a NumPy float would widen float32 arrays that it multiplies
+        except (TypeError, ValueError) as error:
+            raise errors.bad_rate(self.name, rate, step) from error
+        if not 0 <= number < math.inf:
+            raise errors.bad_rate(self.name, rate, step)
+        return number
 
     def change(
-        self, left: Array | None, right: Array, step: Any, unit: Array | None, alive: Array
-    ) -> Change:
-        """Return the step along ``left @ right``; nothing where `alive` is 0."""
-        rate = alive * self.rate(step)
+        self,
+        left: Array | None,
+        right: Array,
+        rate: Any,
+        unit: Array | None,
+        alive: Array,
+        gradient: Array,
+    ) -> tuple[Change, Array | None]:
+        """Return the step along ``left @ right``, nothing where `alive` is 0, and the unit."""
+        rate = alive * rate
         if unit is not None:
             rate = rate * unit
+        return self._change(left, right, rate), unit
+
+    def _change(self, left: Array | None, right: Array, rate: Array) -> Change:
         return Change(left, right, -rate, rate * self.weight_decay if self.weight_decay else None)
+
+
+@dataclass(frozen=True)
+class NormAdaptive(Update):
+    """Learning rate over the accumulated norm of the gradients (AdaGO, arXiv 2509.02981).
+
+    ``v^2 <- v^2 + min(norm(G), gamma)^2``, rate ``max(eps, eta min(norm(G), gamma) / v)``.
+
+    Parameters
+    ----------
+    clip : float
+        gamma.
+    floor : float
+        eps, the least rate.
+    start : float
+        v_0.
+    """
+
+    clip: float = 1.0
+    floor: float = 0.0
+    start: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        as_python(
+            self,
+            clip=partial(positive, "clip"),
+            floor=partial(not_negative, "floor"),
+            start=partial(positive, "start"),
+        )
+
+    def init(self, x: Array, columns: int, gain: float | None) -> Array:
+        """Return v_0."""
+        xp = _arrays.namespace(x)
+        dtype = _arrays.working_dtype(x)
+        return xp.full((), self.start, dtype=dtype, device=_arrays.device(x))
+
+    def change(
+        self,
+        left: Array | None,
+        right: Array,
+        rate: Any,
+        unit: Array | None,
+        alive: Array,
+        gradient: Array,
+    ) -> tuple[Change, Array | None]:
+        """Return the step, and v."""
+        assert unit is not None
+        xp = _arrays.namespace(gradient)
+        largest = xp.max(xp.abs(gradient))
+        scaled = gradient / xp.where(largest > 0, largest, 1.0)
+        norm = largest * xp.sqrt(xp.sum(scaled * scaled))
+        norm = alive * -_maximum(-norm, -self.clip)
+        unit = xp.sqrt(unit * unit + norm * norm)
+        rate = alive * _maximum(rate * norm / unit, self.floor)
+        return self._change(left, right, rate), unit

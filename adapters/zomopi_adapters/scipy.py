@@ -10,6 +10,7 @@ import numpy as np
 
 import zomopi_core as zo
 from zomopi_core.errors import missing_extra, unknown_name
+from zomopi_core.objective import takes_key
 
 try:
     from scipy.optimize import Bounds, OptimizeResult
@@ -17,6 +18,9 @@ except ImportError as error:  # pragma: no cover - shown in an environment witho
     raise missing_extra("scipy", "scipy") from error
 
 __all__ = ["zo_mopi"]
+
+# what SciPy's own methods call their options
+_SCIPY_NAMES = {"maxiter": "max_steps", "maxfev": "max_queries", "maxfun": "max_queries"}
 
 # SciPy: 0 stands for convergence, other numbers are a method's own; 99 is its number for a
 # callback that raised StopIteration.
@@ -60,7 +64,8 @@ def zo_mopi(
     Parameters
     ----------
     fun : callable
-        ``fun(x, *args) -> float`` with the flat `x` that SciPy's functions take.
+        ``fun(x, *args) -> float`` with the flat `x` that SciPy's functions take; it gets `key`
+        as in `zomopi_core.minimize` if it has a parameter of that name.
     x0 : array of shape (size,)
         Where to start, flat, in C order.
     args : tuple
@@ -118,22 +123,27 @@ def zo_mopi(
             'options must hold "shape", the shape of the matrix behind the flat x0, for example '
             f'options={{"shape": (m, n)}} with m * n = {flat.size}'
         )
-    shape = tuple(shape)
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
     if int(np.prod(shape)) != flat.size:
         raise ValueError(f"shape={shape} does not fit x0 with {flat.size} entries")
     known = inspect.signature(zo.zo_mopi).parameters
     for name in method_options:
+        if name in _SCIPY_NAMES:
+            raise ValueError(f"option {name!r} goes by the name {_SCIPY_NAMES[name]!r} in zo_mopi")
         if name not in known:
             options = [n for n, p in inspect.signature(zo_mopi).parameters.items() if _option(p)]
             raise unknown_name("options", name, [*options, *known])
 
-    def loss(x: Any) -> Any:
-        value = fun(x.reshape(-1), *args)
+    def loss(x: Any, **key: int) -> Any:
+        value = fun(x.reshape(-1), *args, **key)
         # SciPy's own methods accept an array with one entry
         return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
 
+    def keyed(x: Any, *, key: int) -> Any:
+        return loss(x, key=key)
+
     result = zo.minimize(
-        loss,
+        keyed if takes_key(fun) else loss,
         flat.reshape(shape),
         method=zo.zo_mopi(**method_options),
         max_queries=max_queries,
@@ -173,6 +183,11 @@ def _refuse(given: dict[str, Any], remedy: str) -> None:
 def _low_high(bounds: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
     size = int(np.prod(shape))
     if isinstance(bounds, Bounds):
+        if np.any(bounds.keep_feasible):
+            raise ValueError(
+                "keep_feasible cannot be honoured by zo_mopi, whose probes may lie outside the "
+                "bounds by the smoothing; leave it out, or clip x inside fun"
+            )
         low, high = bounds.lb, bounds.ub
     else:
         pairs = list(bounds)

@@ -1,0 +1,377 @@
+"""The methods of the catalogue whose steps are linear in the estimate of the gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .curvature import DiagonalMetric, SecondDifference
+from .estimator import FiniteDifference
+from .low_rank_probes import GaussianPairs, TwoSided
+from .method import Method, Rule
+from .momentum import Adam, ExponentialAverage, Momentum
+from .orthogonalize import Plain
+from .subspace import FullSpace, Sketch, Subspace
+from .update import Schedule, Update
+
+Rate = float | Schedule | None
+
+
+def _linear(
+    name: str,
+    estimator: FiniteDifference,
+    subspace: Subspace,
+    momentum: Momentum,
+    learning_rate: Rate,
+    *,
+    weight: float = 1.0,
+    vector_space: Subspace | None = None,
+) -> Method:
+    """Return a method whose steps are linear in its momentum, with one learning rate for all."""
+    return Method(
+        name,
+        estimator,
+        Rule(subspace, momentum, Plain(weight), Update(learning_rate)),
+        Rule(vector_space or FullSpace(), momentum, Plain(), Update(learning_rate)),
+    )
+
+
+def zo_sgd(
+    *,
+    learning_rate: Rate = 1e-3,
+    rank: int = 64,
+    probes: int = 4,
+    smoothing: float = 1e-3,
+    momentum: float = 0.0,
+    refresh_every: int = 100,
+    difference: str = "central",
+) -> Method:
+    """Make SGD in a random subspace: the control without a matrix sign.
+
+    ``X <- X - eta A M`` with the frame, estimate and momentum of `zo_mopi`, Haar refresh.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        eta, multiplies the estimate: steps are as large as the gradient.
+    rank, probes, smoothing, momentum, refresh_every, difference
+        r, N, mu, beta, nu and the kind of difference, as in `zo_mopi`.
+
+    Returns
+    -------
+    Method
+
+    Examples
+    --------
+    >>> import zomopi_core as zo
+    >>> zo.zo_sgd().evaluations_per_step
+    8
+    """
+    return _linear(
+        "zo_sgd",
+        FiniteDifference(probes, smoothing, difference),
+        Sketch(rank, "haar", refresh_every),
+        ExponentialAverage(momentum),
+        learning_rate,
+    )
+
+
+def mezo(
+    *,
+    learning_rate: Rate = 1e-6,
+    probes: int = 1,
+    smoothing: float = 1e-3,
+    momentum: float = 0.0,
+) -> Method:
+    """Make MeZO: two evaluations along a full Gaussian direction.
+
+    ``X <- X - eta c Z``; with `momentum`, ``M <- beta M + (1 - beta) c Z`` in its place.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        eta; the paper's 1e-7 to 1e-6 are for language models.
+    probes, smoothing, momentum
+        N, mu and beta, as in `zo_mopi`.
+
+    Returns
+    -------
+    Method
+
+    References
+    ----------
+    arXiv 2305.17333.
+
+    Examples
+    --------
+    >>> import zomopi_core as zo
+    >>> zo.mezo().evaluations_per_step
+    2
+    """
+    return _linear(
+        "mezo",
+        FiniteDifference(probes, smoothing),
+        FullSpace(),
+        ExponentialAverage(momentum),
+        learning_rate,
+    )
+
+
+def mezo_momentum(
+    *,
+    learning_rate: Rate = 1e-6,
+    probes: int = 1,
+    smoothing: float = 1e-3,
+    momentum: float = 0.9,
+) -> Method:
+    """Make MeZO with momentum: a full-size average of its estimates.
+
+    Parameters
+    ----------
+    learning_rate, probes, smoothing, momentum
+        As in `mezo`.
+
+    Returns
+    -------
+    Method
+
+    References
+    ----------
+    arXiv 2305.17333.
+
+    Examples
+    --------
+    >>> import zomopi_core as zo
+    >>> zo.mezo_momentum().name
+    'mezo_momentum'
+    """
+    made = mezo(learning_rate=learning_rate, probes=probes, smoothing=smoothing, momentum=momentum)
+    return replace(made, name="mezo_momentum")
+
+
+def mezo_adam(
+    *,
+    learning_rate: Rate = 1e-4,
+    probes: int = 1,
+    smoothing: float = 1e-3,
+    momentum: float = 0.9,
+    beta2: float = 0.999,
+) -> Method:
+    """Make MeZO with Adam: averages of estimates and of their squares.
+
+    ``X <- X - eta M / sqrt(S)``, both without bias; there is no epsilon, so that the scale of F
+    does not matter.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        eta, about the size of an entry's step.
+    probes, smoothing, momentum
+        N, mu and beta_1.
+    beta2 : float
+        Memory of the squares.
+
+    Returns
+    -------
+    Method
+
+    References
+    ----------
+    arXiv 2305.17333; Kingma and Ba 2015.
+
+    Examples
+    --------
+    >>> import zomopi_core as zo
+    >>> zo.mezo_adam().evaluations_per_step
+    2
+    """
+    return _linear(
+        "mezo_adam",
+        FiniteDifference(probes, smoothing),
+        FullSpace(),
+        Adam(momentum, beta2),
+        learning_rate,
+    )
+
+
+def lozo(
+    *,
+    learning_rate: Rate = 1e-6,
+    rank: int = 2,
+    smoothing: float = 1e-3,
+    refresh_every: int = 50,
+    probes: int = 1,
+) -> Method:
+    """Make LOZO: probes U V^T, U new for each, V kept for some steps.
+
+    ``X <- X - eta c U V^T / r``; the 1/r keeps the rank from scaling the learning rate.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        eta; the paper's 1e-7 to 1e-6 are for language models.
+    rank : int
+        r, 1 to 8 in the paper.
+    smoothing, probes
+        mu and N, as in `zo_mopi`.
+    refresh_every : int
+        nu, the steps for which V is kept.
+
+    Returns
+    -------
+    Method
+
+    References
+    ----------
+    arXiv 2410.07698.
+
+    Examples
+    --------
+    >>> import zomopi_core as zo
+    >>> zo.lozo().evaluations_per_step
+    2
+    """
+    return _linear(
+        "lozo",
+        FiniteDifference(probes, smoothing),
+        GaussianPairs(rank, refresh_every),
+        ExponentialAverage(0.0),
+        learning_rate,
+        weight=1.0 / rank,
+    )
+
+
+def lozo_m(
+    *,
+    learning_rate: Rate = 1e-6,
+    rank: int = 2,
+    smoothing: float = 1e-3,
+    momentum: float = 0.9,
+    refresh_every: int = 50,
+    probes: int = 1,
+) -> Method:
+    """Make LOZO-M: LOZO with momentum, projected at a refresh.
+
+    ``N <- beta N + (1 - beta) c U`` from N = 0, ``X <- X - eta N V^T / r``, and at a refresh
+    ``N <- N V_old^T V_new / n``.
+
+    Parameters
+    ----------
+    learning_rate, rank, smoothing, refresh_every, probes
+        As in `lozo`.
+    momentum : float
+        beta.
+
+    Returns
+    -------
+    Method
+
+    References
+    ----------
+    arXiv 2410.07698.
+
+    Examples
+    --------
+    >>> import zomopi_core as zo
+    >>> zo.lozo_m().evaluations_per_step
+    2
+    """
+    return _linear(
+        "lozo_m",
+        FiniteDifference(probes, smoothing),
+        GaussianPairs(rank, refresh_every),
+        ExponentialAverage(momentum, from_zero=True),
+        learning_rate,
+        weight=1.0 / rank,
+    )
+
+
+def subzero(
+    *,
+    learning_rate: Rate = 1e-6,
+    rank: int = 32,
+    smoothing: float = 1e-3,
+    refresh_every: int = 500,
+    probes: int = 1,
+) -> Method:
+    """Make SubZero: small probes Z between two orthonormal frames.
+
+    ``X <- X - eta c P`` with the scaled probe P, so that the rank does not scale the learning
+    rate; its released code takes the unscaled one, shorter by r / sqrt(m n).
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        eta.
+    rank : int
+        r, 8 to 128 in the paper; clipped to min(m, n).
+    smoothing, refresh_every, probes
+        mu, nu and N.
+
+    Returns
+    -------
+    Method
+
+    References
+    ----------
+    arXiv 2410.08989.
+
+    Examples
+    --------
+    >>> import zomopi_core as zo
+    >>> zo.subzero().evaluations_per_step
+    2
+    """
+    return _linear(
+        "subzero",
+        FiniteDifference(probes, smoothing),
+        TwoSided(rank, refresh_every),
+        ExponentialAverage(0.0),
+        learning_rate,
+    )
+
+
+def hizoo(
+    *,
+    learning_rate: Rate = 1e-6,
+    smoothing: float = 1e-3,
+    curvature_rate: float = 1e-8,
+    probes: int = 1,
+) -> Method:
+    """Make HiZOO: probes shaped by a diagonal curvature.
+
+    ``H <- (1 - s) H + s abs(L+ + L- - 2 L0) / (2 mu^2) H z^2``, from H = 1, and
+    ``X <- X - eta c z / sqrt(H)``; three evaluations for one probe, 2N + 1 for N.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        eta.
+    smoothing : float
+        mu.
+    curvature_rate : float
+        s, from 0 up to, not including, 1.
+    probes : int
+        N.
+
+    Returns
+    -------
+    Method
+
+    References
+    ----------
+    arXiv 2402.15173.
+
+    Examples
+    --------
+    >>> import zomopi_core as zo
+    >>> zo.hizoo().evaluations_per_step
+    3
+    """
+    return _linear(
+        "hizoo",
+        SecondDifference(probes, smoothing),
+        DiagonalMetric(curvature_rate),
+        ExponentialAverage(0.0),
+        learning_rate,
+        vector_space=DiagonalMetric(curvature_rate),
+    )

@@ -1,0 +1,316 @@
+"""One run of `minimize`: its counters, its points, its evaluations; they outlive an exception."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from . import _arrays, errors
+from ._checks import check_name
+from .method import Method, leaves_of, like_params
+from .objective import Candidates, Objective, takes_key
+from .optimizer import Optimizer
+from .result import Iteration, Result
+from .sampling import step_key
+
+# Queries beside the steps: one for x0 and two to check the result. All of them are spent where
+# they are a small part of the budget; below this many steps only that on the best point is.
+CHECKS = 3
+_STEPS_WORTH_CHECKS = 10
+
+_MESSAGES = {
+    "max_queries": "The budget of evaluations is spent.",
+    "max_steps": "The number of steps is reached.",
+    "max_time": "The time is up.",
+    "target": "The target is reached.",
+    "stagnation": "The best loss has not improved for the number of steps given as stagnation.",
+    "callback": "The callback asked to stop.",
+    "interrupted": "Interrupted from the keyboard; this is what was reached.",
+}
+
+
+class Best:
+    """The lowest loss seen and how to make its point again, without copying parameters.
+
+    No step changes an array in place, so a reference to the iterate and the thin factors of the
+    probe stand for the point.
+    """
+
+    def __init__(self, point: Any) -> None:
+        self.loss = math.inf
+        self.steps = 0  # taken when it was found
+        self._point = point
+        self._candidates: Candidates | None = None
+        self._index = 0
+
+    def offer(self, loss: float, steps: int, point: Any) -> None:
+        """Take the loss of a point if it is the lowest; one that is not finite never is."""
+        if math.isfinite(loss) and loss < self.loss:
+            self.loss, self.steps, self._point, self._candidates = loss, steps, point, None
+
+    def offer_candidates(self, losses: list[float], steps: int, candidates: Candidates) -> None:
+        """Take the lowest loss of a step's points."""
+        lowest = min(filter(math.isfinite, losses), default=math.inf)
+        if lowest < self.loss:
+            self.loss, self.steps = lowest, steps
+            self._candidates, self._index = candidates, losses.index(lowest)
+
+    def correct(self, loss: float) -> None:
+        """Take a second evaluation at the point for its loss."""
+        self.loss = loss if math.isfinite(loss) else math.inf
+
+    @property
+    def point(self) -> Any:
+        """The point, made again if it was one of a step's."""
+        return self._point if self._candidates is None else self._candidates[self._index]
+
+
+class Failures:
+    """What happens to a loss that is not finite, and to an exception in the function."""
+
+    KINDS = ("non-finite", "exception")
+    POLICIES = ("skip", "raise")
+
+    def __init__(self, on_failure: str | Mapping[str, str] | None) -> None:
+        policy = {"non-finite": "skip", "exception": "raise"}
+        if isinstance(on_failure, Mapping):
+            for kind in on_failure:
+                check_name("on_failure's keys", kind, self.KINDS)
+            policy |= on_failure
+        elif on_failure is not None:
+            policy = dict.fromkeys(self.KINDS, on_failure)
+        for value in policy.values():
+            check_name("on_failure", value, self.POLICIES)
+        self._policy = policy
+        self.count = 0
+        self.first: str | None = None
+
+    def of_exception(self, error: Exception) -> float:
+        """Return the loss that stands for an exception, or raise it."""
+        if self._policy["exception"] == "raise":
+            raise error
+        self.first = self.first or f"{type(error).__name__}: {error}"
+        return math.nan
+
+    def check(self, losses: list[float]) -> None:
+        """Count the losses that are not finite; raise if the policy says so."""
+        if all(map(math.isfinite, losses)):
+            return
+        if self._policy["non-finite"] == "raise":
+            raise errors.NonFiniteLossError(f"fun returned a loss that is not finite: {losses}")
+        bad = [x for x in losses if not math.isfinite(x)]
+        self.count += len(bad)
+        self.first = self.first or f"a loss of {bad[0]}"
+
+    def describe(self, calls: int) -> str:
+        """Return a sentence on what failed, empty if nothing did."""
+        if not self.count:
+            return ""
+        return f" {self.count} of {calls} evaluations failed, the first with {self.first}."
+
+
+class Run:
+    """One call of `minimize`: the counters and the points, so that they outlive an exception."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        objective: Objective,
+        failures: Failures,
+        *,
+        gradient: Callable[..., Any] | None,
+        seed: int,
+        constrained: bool,
+        max_queries: int | None,
+        max_steps: int | None,
+        max_time: float | None,
+        target: float | None,
+        stagnation: int | None,
+    ) -> None:
+        self.optimizer, self.objective, self.failures = optimizer, objective, failures
+        self.gradient = gradient
+        self.seed, self.constrained = seed, constrained
+        self.max_queries, self.max_steps, self.max_time = max_queries, max_steps, max_time
+        self.target, self.stagnation = target, stagnation
+        self.per_step = queries_per_step(optimizer.method, constrained)
+        # Probes may lie outside of the constraints, so that only iterates may be returned; their
+        # loss is known from a baseline or from an evaluation of its own.
+        self.evaluates_iterate = self.per_step > optimizer.method.evaluations_per_step > 0
+        self.spare = spare_queries(max_queries, self.per_step)
+        self.best = Best(optimizer.x)
+        self.rows: list[tuple[int, float, float, float, float]] = []
+        self.began = time.perf_counter()
+
+    def evaluate(self, points: Any) -> tuple[Any, list[float]]:
+        """Return the losses of `points`, where they were computed and as numbers."""
+        key = step_key(self.seed, self.optimizer.nit) if self.objective.takes_key else 0
+        losses = self.objective(points, key, self.failures.of_exception)
+        host = _arrays.to_host(losses).tolist()
+        if not math.isfinite(sum(host)):  # one test for all in the usual case
+            self.failures.check(host)
+        return losses, host
+
+    def evaluate_at(self, point: Any) -> float:
+        """Return the loss at a point, of which the function gets a copy."""
+        copy = like_params(point, [_arrays.copy(x) for x in leaves_of(point)])
+        return self.evaluate([copy])[1][0]
+
+    def step(self) -> None:
+        """Take a step from the losses of its probes."""
+        optimizer = self.optimizer
+        rate = optimizer.learning_rate
+        if self.evaluates_iterate:
+            self.best.offer(self.evaluate_at(optimizer.x), optimizer.nit, optimizer.x)
+        candidates = optimizer.ask()
+        losses, host = self.evaluate(candidates)
+        loss = sum(host) / len(host)
+        if not math.isfinite(loss):
+            finite = [x for x in host if math.isfinite(x)]
+            loss = sum(finite) / len(finite) if finite else math.nan
+        if not self.constrained:
+            lowest = min(host) if math.isfinite(loss) else -math.inf
+            if lowest < self.best.loss:
+                self.best.offer_candidates(host, optimizer.nit + 1, candidates)
+        elif not self.evaluates_iterate:  # the baseline is the iterate
+            self.best.offer(host[0], optimizer.nit, optimizer.x)
+        optimizer._take_step(losses)  # what the objective returned is checked
+        self.record(loss, rate)
+
+    def gradient_step(self) -> None:
+        """Take a step along a true gradient; the loss is evaluated at the iterate."""
+        optimizer, gradient = self.optimizer, self.gradient
+        assert gradient is not None
+        rate, point = optimizer.learning_rate, optimizer.x
+        loss = self.evaluate_at(point)
+        self.best.offer(loss, optimizer.nit, point)
+        keywords = {}
+        if takes_key(gradient):
+            keywords["key"] = step_key(self.seed, optimizer.nit)
+        try:
+            slope = gradient(
+                like_params(point, [_arrays.copy(x) for x in leaves_of(point)]), **keywords
+            )
+        except Exception as error:
+            self.failures.of_exception(error)
+            slope = like_params(point, [x * math.nan for x in leaves_of(point)])
+        optimizer.descend(slope)
+        self.record(loss, rate)
+
+    def record(self, loss: float, rate: float) -> None:
+        """Add a step to the history."""
+        elapsed = time.perf_counter() - self.began
+        self.rows.append((self.objective.calls, loss, self.best.loss, rate, elapsed))
+
+    def iteration(self) -> Iteration:
+        """Return what there is to tell of the last step."""
+        queries, loss, best, rate, elapsed = self.rows[-1]
+        optimizer = self.optimizer
+        return Iteration(optimizer.nit, queries, optimizer.x, loss, best, rate, elapsed)
+
+    def why_stop(self) -> str | None:
+        """Return the name of the rule that ends the run now, or None."""
+        nit, calls = self.optimizer.nit, self.objective.calls
+        if self.target is not None and self.reached(self.target):
+            return "target"
+        left = math.inf if self.max_queries is None else self.max_queries - calls
+        if left - min(self.spare, 2) < self.per_step:
+            return "max_queries"
+        if self.max_steps is not None and nit >= self.max_steps:
+            return "max_steps"
+        if self.max_time is not None and time.perf_counter() - self.began >= self.max_time:
+            return "max_time"
+        if self.stagnation is not None and nit - self.best.steps >= self.stagnation:
+            return "stagnation"
+        return None
+
+    def reached(self, target: float) -> bool:
+        """Tell whether the best point's loss is within the target when evaluated once more.
+
+        A function that gives another value there is noisy, and its lowest value of many was luck.
+        """
+        if self.best.loss <= target and self.affords(1):
+            self.best.correct(self.evaluate_at(self.best.point))
+        return self.best.loss <= target
+
+    def affords(self, queries: int) -> bool:
+        """Tell whether the budget pays for so many evaluations more."""
+        return self.max_queries is None or self.objective.calls + queries <= self.max_queries
+
+    def settle(self, status: str) -> None:
+        """Choose between the best point seen and the last iterate by fresh evaluations."""
+        if not self.spare or status == "target":
+            return
+        if self.affords(1) and math.isfinite(self.best.loss):
+            again = self.evaluate_at(self.best.point)
+            if math.isfinite(again):  # a failure is no loss
+                self.best.correct(again)
+        if self.affords(1) and self.optimizer.nit:
+            last = self.optimizer.x
+            self.best.offer(self.evaluate_at(last), self.optimizer.nit, last)
+
+    def result(self, status: str, message: str | None = None) -> Result:
+        """Return what was reached."""
+        columns = np.asarray(self.rows, dtype=np.float64).reshape(-1, 5).T
+        names = ("queries", "loss", "best", "learning_rate", "elapsed")
+        history = dict(zip(names, columns, strict=True))
+        history["queries"] = history["queries"].astype(np.int64)
+        best = self.best
+        success = status not in ("interrupted", "failed") and math.isfinite(best.loss)
+        if self.target is not None:
+            success = success and best.loss <= self.target
+        x, last = (_writable(point) for point in (best.point, self.optimizer.x))
+        return Result(
+            x,
+            best.loss,
+            last,
+            self.objective.calls,
+            self.optimizer.nit,
+            success,
+            status,
+            (message or _MESSAGES[status]) + self.failures.describe(self.objective.calls),
+            history,
+        )
+
+
+def _writable(point: Any) -> Any:
+    """Return a point as copies that belong to the caller."""
+    return like_params(point, [_arrays.copy(x) for x in leaves_of(point)])
+
+
+def queries_per_step(method: Method, constrained: bool) -> int:
+    """Return the queries of a step.
+
+    Beside the probes, one for the iterate under constraints, unless it is the baseline, and one
+    in a first-order method.
+    """
+    if method.estimator is None:
+        return 1
+    has_baseline = method.estimator.evaluations[0].probe is None
+    return method.evaluations_per_step + (constrained and not has_baseline)
+
+
+def spare_queries(max_queries: int | None, per_step: int) -> int:
+    """Return the queries that are kept for others than the steps' points."""
+    if max_queries is None or max_queries >= _STEPS_WORTH_CHECKS * per_step:
+        return CHECKS
+    # One at least: a noisy function's lowest loss is luck until it is evaluated again.
+    return 1 if max_queries > per_step else 0
+
+
+def seed_of_keys(seed: Any) -> int:
+    """Return the seed of a step's keys; 0 for a sampler of one's own that has no seed."""
+    seed = getattr(seed, "seed", seed)
+    return int(seed) if isinstance(seed, numbers.Integral) and 0 <= int(seed) < 2**64 else 0
+
+
+def steps_paid_for(run_queries: int | None, max_steps: int | None, per_step: int) -> int | None:
+    """Return the number of steps that the budget pays for; None if only time limits the run."""
+    limits = [] if max_steps is None else [max_steps]
+    if run_queries is not None:
+        limits.append(run_queries // per_step)
+    return min(limits, default=None)
