@@ -523,6 +523,8 @@ class TestProgress:
 def test_caller_arrays_and_generators_are_untouched():
     import random
 
+    torch = pytest.importorskip("torch", reason="its generator is one of those looked at")
+    torch_before = torch.get_rng_state()
     x0 = np.random.default_rng(0).standard_normal((6, 5))
     copy = x0.copy()
     x0.flags.writeable = False
@@ -534,6 +536,8 @@ def test_caller_arrays_and_generators_are_untouched():
         return loss
 
     result = zo.minimize(spoils, x0, max_queries=500)
+    zo.minimize(lambda x: x.sum(), torch.ones((4, 3)), max_queries=100)
+    assert bool((torch.get_rng_state() == torch_before).all())
     assert np.array_equal(x0, copy)
     assert (random.getstate(), np.random.get_state()[1].tobytes()) == before  # noqa: NPY002
     assert result.fun == distance(result.x)

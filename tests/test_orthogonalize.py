@@ -40,20 +40,75 @@ class TestStreamingPowerIteration:
         assert np.max(np.abs(values - expected)) < 100 * EPS[dtype]
         assert U.dtype == V.dtype == dtype
 
-    def test_warm_start_beats_cold_start(self):
+    @given(
+        r=st.integers(2, 20),
+        n=st.integers(2, 30),
+        k=st.integers(1, 10),
+        dtype=st.sampled_from(["float32", "float64"]),
+        seed=st.integers(0, 2**32),
+    )
+    @settings(max_examples=100, deadline=None)
+    def test_warm_start_beats_cold_start(self, r, n, k, dtype, seed):
+        """On the momentum of the next step, V of the last one is nearer than a random one."""
+        k = min(k, min(r, n) - 1)
+        rng = np.random.default_rng(seed)
+        u, _, vt = np.linalg.svd(rng.standard_normal((r, n)), full_matrices=False)
+        s = np.concatenate([np.linspace(2, 1.5, k), np.linspace(0.5, 0.1, min(r, n) - k)])
+        M = (u * s) @ vt
+        V = right_vectors(rng, n, k).astype(dtype)
+        for t in range(8):
+            drift = 1e-3 * t * rng.standard_normal((r, n)) / np.sqrt(r * n)
+            now = (M + drift).astype(dtype)
+            _, V = zo.streaming_power_iteration(now, V)
+        right = np.linalg.svd(now.astype(float), full_matrices=False)[2][:k]
+        _, cold = zo.streaming_power_iteration(now, right_vectors(rng, n, k).astype(dtype))
+        warm_error, cold_error = (np.linalg.norm(W @ W.T - right.T @ right) for W in (V, cold))
+        # a sweep shrinks the error by (0.5 / 1.5)^2 and the drift adds some 1e-2
+        assert warm_error < max(0.5 * cold_error, 2e-2)
+
+    def test_converges_to_the_matrix_sign_of_rank_k(self):
         rng = np.random.default_rng(0)
         u, _, vt = np.linalg.svd(rng.standard_normal((10, 30)), full_matrices=False)
         M = (u * 0.8 ** np.arange(10)) @ vt
         exact = u[:, :3] @ vt[:3]
-
-        def error(V):
+        V, errors = right_vectors(rng, 30, 3), []
+        for _ in range(11):
             U, V = zo.streaming_power_iteration(M, V)
-            return np.linalg.norm(U @ V.T - exact), V
+            errors.append(np.linalg.norm(U @ V.T - exact))
+        assert errors[-1] < 0.1 * errors[0]
 
-        cold, V = error(right_vectors(rng, 30, 3))
-        for _ in range(10):
-            warm, V = error(V)
-        assert warm < 0.1 * cold
+    @given(
+        r=st.integers(1, 12),
+        n=st.integers(1, 12),
+        k=st.integers(1, 12),
+        dtype=st.sampled_from(["float32", "float64"]),
+        exponent=st.sampled_from([-66, -30, 0, 30, 66]),
+        rank=st.integers(0, 3),
+        seed=st.integers(0, 2**32),
+    )
+    @settings(max_examples=200, deadline=None)
+    def test_low_rank_of_any_scale(self, r, n, k, dtype, exponent, rank, seed):
+        """Rank one gives norm(O) = 1 whatever k, zero gives 0, and the scale changes no bit."""
+        k, rank = min(k, r, n), min(rank, r, n)
+        rng = np.random.default_rng(seed)
+        u, v = (np.linalg.qr(rng.standard_normal((size, rank)))[0] for size in (r, n))
+        M = ((u * np.linspace(2.0, 1.0, rank)) @ v.T).astype(dtype)
+        V = right_vectors(rng, n, k).astype(dtype)
+        scaled = M * np.asarray(2.0**exponent, dtype)
+        results = []
+        for matrix in (M, scaled):
+            W = V
+            for _ in range(3):
+                U, W = zo.streaming_power_iteration(matrix, W)
+            results.append(U @ W.T)
+        assert np.array_equal(*results)
+        assert np.all(np.isfinite(results[0]))
+        if rank <= 1:
+            assert abs(np.linalg.norm(results[0]) - rank) < 50 * EPS[dtype]
+        else:
+            # columns of U beyond the rank are zero or noise that the cutoff lets through: never
+            # longer than 1, so that O is no longer than sqrt(k)
+            assert np.linalg.norm(results[0]) < np.sqrt(k) * (1 + 1e-4)
 
     def test_zero_matrix(self, backend):
         V = right_vectors(np.random.default_rng(0), 6, 2)

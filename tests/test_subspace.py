@@ -98,6 +98,37 @@ class TestAnchoredRefresh:
         carried = backend.numpy(new) @ (backend.numpy(transport) @ top)
         assert np.max(np.abs(carried - dense)) < 1e-12 * np.max(np.abs(dense))
 
+    @given(
+        m=st.integers(4, 40),
+        n=st.integers(1, 20),
+        rank=st.integers(2, 12),
+        k=st.integers(1, 12),
+        dtype=st.sampled_from(["float32", "float64"]),
+        seed=st.integers(0, 2**32),
+    )
+    @settings(max_examples=100, deadline=None)
+    def test_top_is_kept_and_the_rest_moves(self, m, n, rank, k, dtype, seed):
+        """For any shape: a = min(k, r // 2, n) directions stay exactly, and no others do."""
+        rank = min(rank, m - 2)
+        k = min(k, rank, n)
+        anchors = min(k, rank // 2)
+        rng = np.random.default_rng(seed)
+        u, _, vt = np.linalg.svd(rng.standard_normal((rank, n)), full_matrices=False)
+        s = np.linspace(2.0, 1.0, u.shape[1])
+        momentum = ((u * s) @ vt).astype(dtype)
+        sketch = Sketch(rank)
+        frame = start(sketch, np.zeros((m, n), dtype), seed)
+        new, transport = refreshed(sketch, frame, momentum, k=k, seed=seed)
+        top = (u[:, :anchors] * s[:anchors]) @ vt[:anchors]
+        kept = new @ (transport @ top) - frame @ top
+        # the gap between singular values is 1 / r at least, and rounding grows with its inverse
+        assert np.max(np.abs(kept)) < 2e3 * EPS[dtype]
+        overlap = np.linalg.svd((new.T @ frame).astype(float), compute_uv=False)
+        # two random subspaces of R^m share no direction: the rest has moved
+        assert np.sum(overlap > 1 - 1e-9 if dtype == "float64" else overlap > 1 - 1e-5) <= max(
+            anchors, 2 * rank - m
+        )
+
     def test_haar_loses_most_of_it(self):
         """The control: sqrt(r / m) of the momentum is left, in the mean, after a Haar refresh."""
         rng = np.random.default_rng(1)

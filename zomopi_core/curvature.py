@@ -78,18 +78,6 @@ class DiagonalMetric(Subspace):
         xp = _arrays.namespace(x)
         return xp.ones(x.shape, dtype=_arrays.working_dtype(x), device=_arrays.device(x))
 
-    def refresh(
-        self,
-        random: Randomness,
-        leaf: int,
-        step: Any,
-        frame: Array | None,
-        momentum: Array,
-        spectral_rank: int | None,
-    ) -> tuple[Array | None, None]:
-        """Return H as it is."""
-        return frame, None
-
     def factors(self, frame: Array | None, coordinates: Array) -> tuple[None, Array]:
         """Return (None, z / sqrt(H))."""
         return None, coordinates / _arrays.namespace(frame).sqrt(frame)

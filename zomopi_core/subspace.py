@@ -32,8 +32,8 @@ class Subspace(Protocol):
         ...
 
     def init(self, random: Randomness, leaf: int, x: Array) -> Array | None:
-        """Return the frame at step 0."""
-        ...
+        """Return the frame at step 0; by default there is none."""
+        return None
 
     def refresh(
         self,
@@ -44,8 +44,11 @@ class Subspace(Protocol):
         momentum: Array,
         spectral_rank: int | None,
     ) -> tuple[Array | None, Array | None]:
-        """Return the new frame, and the matrix that carries momentum over (None: as it is)."""
-        ...
+        """Return the new frame, and the matrix that carries momentum over (None: as it is).
+
+        By default the frame is never refreshed.
+        """
+        return frame, None
 
     def factors(self, frame: Array | None, coordinates: Array) -> tuple[Array | None, Array]:
         """Return (left, right) whose product is the perturbation of the leaf in its own layout."""
@@ -230,21 +233,6 @@ class FullSpace(Subspace):
     def columns(self, shape: tuple[int, ...]) -> int:
         """Return the length of the last axis, 1 if there is none."""
         return self.coordinate_shape(shape)[-1] if shape else 1
-
-    def init(self, random: Randomness, leaf: int, x: Array) -> None:
-        """Return None: no frame is needed."""
-
-    def refresh(
-        self,
-        random: Randomness,
-        leaf: int,
-        step: Any,
-        frame: Array | None,
-        momentum: Array,
-        spectral_rank: int | None,
-    ) -> tuple[None, None]:
-        """Return (None, None): nothing changes."""
-        return None, None
 
     def factors(self, frame: Array | None, coordinates: Array) -> tuple[None, Array]:
         """Return (None, C)."""
