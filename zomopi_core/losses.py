@@ -52,7 +52,7 @@ def stack_losses(values: Sequence[Any]) -> Array:
 
 def join_losses(scalars: list[Any]) -> Array:
     """Do the work of `stack_losses` on what `scalar_loss` returned."""
-    if all(type(s) is float for s in scalars):
+    if set(map(type, scalars)) == {float}:
         return np.asarray(scalars, dtype=np.float64)
     arrays = [s for s in scalars if not isinstance(s, float)]
     xp = namespace(arrays[0])

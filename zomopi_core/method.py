@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from . import _arrays, errors
 from ._arrays import Array
@@ -446,14 +446,20 @@ def leaves_of(params: Array | Mapping[str, Array]) -> list[Array]:
     Compiling libraries hand a dict on with its names sorted; an order that depended on who made
     the dict would mix the arrays up.
     """
-    if isinstance(params, Mapping):
+    if is_dict(params):
         return [params[name] for name in sorted(params)]
     return [params]
 
 
+def is_dict(params: Any) -> TypeGuard[Mapping[str, Array]]:
+    """Tell whether parameters are a dict of arrays, not an array."""
+    # An array is told by its dtype much faster than by not being a Mapping.
+    return not hasattr(params, "dtype") and isinstance(params, Mapping)
+
+
 def like_params(params: Array | Mapping[str, Array], arrays: list[Array]) -> Any:
     """Return arrays in the order of `leaves_of` in the form of `params`."""
-    if isinstance(params, Mapping):
+    if is_dict(params):
         named = dict(zip(sorted(params), arrays, strict=True))
         return {name: named[name] for name in params}
     return arrays[0]

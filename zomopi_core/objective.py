@@ -14,7 +14,7 @@ from typing import Any, overload
 from . import _arrays, errors
 from ._arrays import Array
 from .losses import check_losses, join_losses, scalar_loss, stack_losses
-from .method import Method, Probe, leaves_of, like_params
+from .method import Method, Probe, is_dict, leaves_of, like_params
 from .update import Change
 
 Params = Array | Mapping[str, Array]
@@ -29,7 +29,7 @@ class Candidates(Sequence[Any]):
 
     def __init__(self, method: Method, params: Params, probes: tuple[Probe, ...]) -> None:
         self._params = params
-        self._single = not isinstance(params, Mapping)
+        self._single = not is_dict(params)
         self._arrays = leaves_of(params)
         self._probes = probes
         self._displace = _arrays.compiled(_displace, self._arrays[0])

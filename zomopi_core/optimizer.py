@@ -100,8 +100,9 @@ class Optimizer:
         self._compile()
 
     def _compile(self) -> None:
+        self._draws = self.method.draws_in_update
         self._advance, self._descend = self.method.advance, self.method.descend
-        if not self.method.draws_in_update or self._point.state.random.can_be_traced:
+        if not self._draws or self._point.state.random.can_be_traced:
             self._advance = _arrays.compiled(self._advance, self._like)
             self._descend = _arrays.compiled(self._descend, self._like)
 
@@ -210,7 +211,7 @@ class Optimizer:
         # Differences are taken here, outside of compiled code: in float64 for host numbers. The
         # probes are given, so that no sampler is needed: runs that differ in their seeds alone
         # share what was compiled.
-        random = state.random if self.method.draws_in_update else None
+        random = state.random if self._draws else None
         self._move(
             *self._advance(
                 State(state.step, state.started, state.leaves, random),
@@ -239,7 +240,7 @@ class Optimizer:
         if self.method.estimator is not None:
             raise errors.takes_no_gradient(self.method.name)
         params, state = self._refreshed()
-        random = state.random if self.method.draws_in_update else None
+        random = state.random if self._draws else None
         gradient = check_gradient(gradient, params)
         self._move(*self._descend(state._replace(random=random), gradient, self._rates()[0]))
 
