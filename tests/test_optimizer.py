@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 import warnings
 
 import numpy as np
@@ -334,3 +335,42 @@ class TestPrecisionWarning:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             zo.Optimizer(backend.array(np.full((6, 5), 100.0), "float32")).ask()
+
+
+class TestInterruption:
+    def test_a_step_is_taken_once_wherever_it_is_interrupted(self):
+        """An interrupted tell has taken the step, and then needs no answer, or has not."""
+
+        def interrupt(frame, event, argument):
+            if event == "line" and frame.f_code.co_filename == filename:
+                left[0] -= 1
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+            return interrupt
+
+        filename = zo.Optimizer.tell.__code__.co_filename
+        losses, outcomes = np.arange(8.0), set()
+        for stop_at in range(1, 60):
+            optimizer = zo.Optimizer(np.ones((4, 3)), method=zo.zo_mopi(learning_rate=0.1))
+            optimizer.ask()
+            left = [stop_at]
+            before = sys.gettrace()
+            sys.settrace(interrupt)
+            try:
+                optimizer.tell(losses)
+                break
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(before)
+            outcomes.add(optimizer.nit)
+            assert (optimizer.nit == 0) == np.array_equal(optimizer.x, np.ones((4, 3)))
+            if optimizer.nit == 1:
+                with pytest.raises(RuntimeError, match="without a pending ask"):
+                    optimizer.tell(losses)
+            else:
+                optimizer.tell(losses)
+            assert optimizer.nit == 1
+        else:
+            raise AssertionError("tell has more lines than were interrupted")
+        assert 0 in outcomes

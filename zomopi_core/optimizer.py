@@ -31,6 +31,14 @@ class Point(NamedTuple):
     refreshed_at: int  # step for which the subspace was drawn
 
 
+class Asked(NamedTuple):
+    """What `ask` returned, and for which step: it is answered as soon as that step is taken."""
+
+    step: int
+    points: Candidates
+    probes: tuple[Probe, ...]
+
+
 class Optimizer:
     """Minimise by asking for points and telling their losses.
 
@@ -89,7 +97,7 @@ class Optimizer:
             params = check_finite(self._project(params), "project(x0)")
         self._like = leaves_of(params)[0]
         self._point = Point(params, self.method.init(params, seed), refreshed_at=0)
-        self._pending: tuple[Candidates, tuple[Probe, ...]] | None = None
+        self._asked: Asked | None = None
         self._warned = False
         arrays = leaves_of(params)
         first = next((i for i, x in enumerate(arrays) if x.ndim >= 2), 0)
@@ -109,12 +117,12 @@ class Optimizer:
     def __getstate__(self) -> dict[str, Any]:
         # What was compiled stays behind, and so do the points: they are made again.
         state = {k: v for k, v in self.__dict__.items() if k not in {"_advance", "_descend"}}
-        return state | {"_pending": self._pending is not None}
+        return state | {"_asked": self._pending() is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state | {"_pending": None})
+        self.__dict__.update(state | {"_asked": None})
         self._compile()
-        if state["_pending"]:
+        if state["_asked"]:
             self.ask()
 
     def __repr__(self) -> str:
@@ -165,13 +173,20 @@ class Optimizer:
             ``method.estimator.evaluations``: ``[baseline where there is one], +1, -1, +2, ...``
             or ``+1, +2, ...``. Until `tell`, another call returns the same points.
         """
-        if self._pending is None:
+        asked = self._pending()
+        if asked is None:
             params, state = self._refreshed()
             probes = self.method.propose(state)
             if not self._warned and state.step == self._point.refreshed_at:
                 self._warn_of_invisible_probes(params, probes)
-            self._pending = Candidates(self.method, params, probes), probes
-        return self._pending[0]
+            asked = Asked(state.step, Candidates(self.method, params, probes), probes)
+            self._asked = asked
+        return asked.points
+
+    def _pending(self) -> Asked | None:
+        """Return what was asked for the step to be taken next; None if nothing was."""
+        asked = self._asked
+        return asked if asked is not None and asked.step == self._point.state.step else None
 
     def _refreshed(self) -> tuple[Any, State]:
         """Return the parameters and the state, with a new subspace if this step needs one."""
@@ -198,15 +213,16 @@ class Optimizer:
         ValueError, TypeError
             If the losses are not as many real numbers as there were points.
         """
-        if self._pending is None:
+        asked = self._pending()
+        if asked is None:
             raise errors.tell_before_ask()
-        self._take_step(check_losses(losses, len(self._pending[0]), _wrong_number))
+        self._take_step(check_losses(losses, len(asked.points), _wrong_number))
 
     def _take_step(self, losses: Array) -> None:
         """Do the work of `tell` for a 1-d array of losses that was checked before."""
-        if self._pending is None:
+        asked = self._pending()
+        if asked is None:
             raise errors.tell_before_ask()
-        probes = self._pending[1]
         state = self._point.state
         # Differences are taken here, outside of compiled code: in float64 for host numbers. The
         # probes are given, so that no sampler is needed: runs that differ in their seeds alone
@@ -216,11 +232,10 @@ class Optimizer:
             *self._advance(
                 State(state.step, state.started, state.leaves, random),
                 self.method.finite_difference.differences(losses),
-                probes,
+                asked.probes,
                 self._rates()[0],
             )
         )
-        self._pending = None
 
     def descend(self, gradient: Any) -> None:
         """Take a step of a first-order method.
@@ -252,7 +267,9 @@ class Optimizer:
         else:
             for x in leaves_of(params):
                 _arrays.freeze(x)
-        # The number of the step stays an integer of the host, whatever was compiled.
+        # The number of the step stays an integer of the host, whatever was compiled. Parameters,
+        # state and the end of the question change in one assignment, between whose halves no
+        # interruption can fall.
         self._point = Point(params, State(state.step + 1, *new[1:3], state.random), refreshed_at)
 
     def _warn_of_invisible_probes(self, params: Any, probes: tuple[Probe, ...]) -> None:
