@@ -157,16 +157,17 @@ class TestCompilation:
         assert count_compilations(jax, caplog, lambda: go(1)) == 0
 
     def test_minimize_compiles_once(self, jax, caplog):
-        def go(seed):
+        def go(seed, queries):
             zo.minimize(
                 lambda x: float(np.sum(np.asarray(x))),
                 jax.numpy.ones((7, 4)),
-                max_queries=100,
+                max_queries=queries,
                 seed=seed,
             )
 
-        assert count_compilations(jax, caplog, lambda: go(0)) > 0
-        assert count_compilations(jax, caplog, lambda: go(1)) == 0
+        assert count_compilations(jax, caplog, lambda: go(0, 100)) > 0
+        assert count_compilations(jax, caplog, lambda: go(1, 100)) == 0
+        assert count_compilations(jax, caplog, lambda: go(0, 200)) == 0
 
     def test_schedule_may_be_any_function(self, jax):
         """The driver asks it on the host; nothing of it is traced."""

@@ -245,13 +245,14 @@ class Method:
         """Steps between two refreshes of the subspace; 0 where there are none."""
         return self.matrices.subspace.refresh_every or 0
 
-    def with_horizon(self, steps: int) -> Method:
+    def with_horizon(self, steps: int | None) -> Method:
         """Return the method with default learning rates made for a run of so many steps."""
+        horizon = None if steps is None else max(1, steps)
 
         def made(rule: Rule) -> Rule:
             if rule.update.learning_rate is not None:
                 return rule
-            return replace(rule, update=replace(rule.update, horizon=max(1, steps)))
+            return replace(rule, update=replace(rule.update, horizon=horizon))
 
         return replace(self, matrices=made(self.matrices), vectors=made(self.vectors))
 

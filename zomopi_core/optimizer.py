@@ -109,7 +109,9 @@ class Optimizer:
 
     def _compile(self) -> None:
         self._draws = self.method.draws_in_update
-        self._advance, self._descend = self.method.advance, self.method.descend
+        # The rates are given, so that runs of different length share what was compiled.
+        method = self.method.with_horizon(None)
+        self._advance, self._descend = method.advance, method.descend
         if not self._draws or self._point.state.random.can_be_traced:
             self._advance = _arrays.compiled(self._advance, self._like)
             self._descend = _arrays.compiled(self._descend, self._like)
