@@ -208,8 +208,8 @@ class TestShapes:
         a, b = start(left, np.zeros((8, 5))), start(right, np.zeros((5, 8)))
         assert np.array_equal(a, b)
         coordinates = np.random.default_rng(0).standard_normal((4, 3, 5))
-        p = zo.method.Probe(*left.factors(a, coordinates), coordinates)
-        q = zo.method.Probe(*right.factors(b, coordinates), coordinates)
+        p = zo.rule.Probe(*left.factors(a, coordinates), coordinates)
+        q = zo.rule.Probe(*right.factors(b, coordinates), coordinates)
         for i in range(4):
             dense = [np.matmul(*probe.factors(i)) for probe in (p, q)]
             assert np.allclose(dense[0], dense[1].T)

@@ -18,7 +18,7 @@ from .linear_methods import (
     subzero,
     zo_sgd,
 )
-from .method import Method, Rule
+from .method import Method
 from .momentum import ExponentialAverage
 from .orthogonalize import (
     NewtonSchulz,
@@ -28,6 +28,7 @@ from .orthogonalize import (
     PolarFactor,
     PowerIteration,
 )
+from .rule import Rule
 from .subspace import FullSpace, Sketch
 from .update import Schedule, Update
 

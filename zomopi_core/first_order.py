@@ -5,7 +5,7 @@ from __future__ import annotations
 from .aro import Rotated
 from .dion import DionIteration
 from .low_rank_orthogonalize import LowRankOrthogonalization
-from .method import Method, Rule
+from .method import Method
 from .momentum import Accumulation, ExponentialAverage, Momentum
 from .orthogonalize import (
     NewtonSchulz,
@@ -14,6 +14,7 @@ from .orthogonalize import (
     PolarFactor,
     PowerIteration,
 )
+from .rule import Rule
 from .subspace import FullSpace
 from .update import NormAdaptive, Schedule, Update
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 from .curvature import DiagonalMetric, SecondDifference
 from .estimator import FiniteDifference
 from .low_rank_probes import GaussianPairs, TwoSided
-from .method import Method, Rule
+from .method import Method
 from .momentum import Adam, ExponentialAverage, Momentum
 from .orthogonalize import Plain
+from .rule import Rule
 from .subspace import FullSpace, Sketch, Subspace
 from .update import Schedule, Update
 

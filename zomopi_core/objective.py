@@ -14,7 +14,8 @@ from typing import Any, overload
 from . import _arrays, errors
 from ._arrays import Array
 from .losses import check_losses, join_losses, scalar_loss, stack_losses
-from .method import Method, Probe, is_dict, leaves_of, like_params
+from .method import Method, is_dict, leaves_of, like_params
+from .rule import Probe
 from .update import Change
 
 Params = Array | Mapping[str, Array]

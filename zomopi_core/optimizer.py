@@ -10,7 +10,7 @@ from ._arrays import Array
 from .catalog import find_method
 from .constraints import Projection, projection
 from .losses import check_losses
-from .method import Method, Probe, State, leaves_of
+from .method import Method, State, leaves_of
 from .objective import (
     Candidates,
     apply_step,
@@ -19,6 +19,7 @@ from .objective import (
     check_params,
     invisible_fraction,
 )
+from .rule import Probe
 from .sampling import Sampler
 from .update import Change
 
