@@ -569,6 +569,23 @@ class TestGradients:
         assert result.nit == len(set(keys)) == 47 + 1
         assert result.fun == pytest.approx(F(result.x))
 
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_gradient_that_is_not_finite(self, backend, value):
+        def bad(x):
+            return x * value
+
+        start = backend.array(np.ones((3, 4)))
+        options = {"method": "mopi", "gradient": bad, "max_steps": 5}
+
+        def loss(x):
+            return float(np.sum(backend.numpy(x)))
+
+        result = zo.minimize(loss, start, **options)
+        assert np.array_equal(backend.numpy(result.x_last), np.ones((3, 4)))
+        assert "5 of 12 evaluations failed, the first with a gradient that is" in result.message
+        with pytest.raises(zo.NonFiniteLossError, match="gradient returned a number that is not"):
+            zo.minimize(loss, start, on_failure="raise", **options)
+
     def test_failing_gradient_can_be_skipped(self):
         rng = np.random.default_rng(0)
 
@@ -586,6 +603,7 @@ class TestGradients:
             on_failure="skip",
         )
         assert result.fun < 0.5 * F(X0)
+        assert "evaluations failed, the first with ZeroDivisionError" in result.message
 
 
 class TestParts:
@@ -626,3 +644,5 @@ class TestParts:
         method = getattr(zo, name)(learning_rate=None)
         with pytest.raises(ValueError, match="learning_rate must be given: the steps of this"):
             zo.Optimizer(X0, method=method)
+        with pytest.raises(ValueError, match="learning_rate must be given: the steps of this"):
+            zo.Optimizer(X0, method=zo.adago(learning_rate=None))

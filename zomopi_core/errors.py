@@ -235,8 +235,8 @@ def wrong_gradient(name: str, detail: str) -> ValueError:
 def needs_learning_rate(name: str) -> ValueError:
     """Explain that a method whose steps scale with F has no default learning rate."""
     return ValueError(
-        f"{name} must be given: the steps of this method are as large as the gradient, so that "
-        "no default fits; start from one over the curvature of F"
+        f"{name} must be given: the steps of this method have no size of their own by which a "
+        "default could be chosen; start from one over the curvature of F"
     )
 
 

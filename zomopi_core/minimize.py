@@ -90,7 +90,8 @@ def minimize(
     project : callable, optional
         Applied to the iterate after each step, after `bounds`.
     on_failure : {"skip", "raise"} or dict, optional
-        What to do when a loss is not finite or `fun` raises an exception; a dict has the keys
+        What to do when a loss or a gradient is not finite, or its function raises an exception; a
+        dict has the keys
         ``"non-finite"`` (default ``"skip"``: the probe is left out) and ``"exception"`` (default
         ``"raise"``). An exception carries what was reached in its attribute ``result``.
     callback : callable, optional

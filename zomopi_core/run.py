@@ -13,7 +13,7 @@ import numpy as np
 from . import _arrays, errors
 from ._checks import check_name
 from .method import Method, leaves_of, like_params
-from .objective import Candidates, Objective, takes_key
+from .objective import Candidates, Objective, check_gradient, takes_key
 from .optimizer import Optimizer
 from .result import Iteration, Result
 from .sampling import step_key
@@ -87,7 +87,7 @@ class Failures:
         for value in policy.values():
             check_name("on_failure", value, self.POLICIES)
         self._policy = policy
-        self.count = 0
+        self.count = self.gradients = 0
         self.first: str | None = None
 
     def of_exception(self, error: Exception) -> float:
@@ -107,11 +107,25 @@ class Failures:
         self.count += len(bad)
         self.first = self.first or f"a loss of {bad[0]}"
 
+    def of_gradient(self, cause: str) -> None:
+        """Count a gradient that failed."""
+        self.count += 1
+        self.first = self.first or cause
+
+    def check_gradient(self, finite: bool) -> None:
+        """Count a gradient that is not finite; raise if the policy says so."""
+        if finite:
+            return
+        if self._policy["non-finite"] == "raise":
+            raise errors.NonFiniteLossError("gradient returned a number that is not finite")
+        self.of_gradient("a gradient that is not finite")
+
     def describe(self, calls: int) -> str:
         """Return a sentence on what failed, empty if nothing did."""
         if not self.count:
             return ""
-        return f" {self.count} of {calls} evaluations failed, the first with {self.first}."
+        total = calls + self.gradients
+        return f" {self.count} of {total} evaluations failed, the first with {self.first}."
 
 
 class Run:
@@ -191,13 +205,19 @@ class Run:
         keywords = {}
         if takes_key(gradient):
             keywords["key"] = step_key(self.seed, optimizer.nit)
+        self.failures.gradients += 1
         try:
             slope = gradient(
                 like_params(point, [_arrays.copy(x) for x in leaves_of(point)]), **keywords
             )
         except Exception as error:
             self.failures.of_exception(error)
+            self.failures.of_gradient(f"{type(error).__name__}: {error}")
             slope = like_params(point, [x * math.nan for x in leaves_of(point)])
+        else:
+            slope = check_gradient(slope, point)
+            finite = (_arrays.namespace(g).isfinite(g) for g in leaves_of(slope))
+            self.failures.check_gradient(all(bool(_arrays.namespace(f).all(f)) for f in finite))
         optimizer.descend(slope)
         self.record(loss, rate)
 
