@@ -60,6 +60,18 @@ class TestRun:
         with np.load(target) as saved:
             assert np.all(np.isfinite(saved["W1"]))
 
+    @pytest.mark.parametrize("problem", ["phase-mask", "gate-noisy", "digits-noisy"])
+    def test_every_kind_of_problem(self, problem, tmp_path):
+        picture, numbers = tmp_path / "p.png", tmp_path / "x.npz"
+        result = call(
+            "run", problem, "--max-queries", 200, "--save", picture, "--save", numbers
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert ("loss without noise" in result.output) == problem.endswith("-noisy")
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        with np.load(numbers) as saved:
+            assert set(saved) == ({"x"} if "digits" not in problem else {"W1", "b1", "W2", "b2"})
+
     def test_same_seed_same_weights(self, tmp_path):
         for name in ("a", "b"):
             call("run", "digits", "--max-queries", 100, "--save", tmp_path / f"{name}.npz")
@@ -69,7 +81,7 @@ class TestRun:
     @pytest.mark.parametrize(
         ("arguments", "text"),
         [
-            (["nothing"], "PROBLEM must be one of 'digits', got 'nothing'"),
+            (["nothing"], "PROBLEM must be one of 'digits', 'digits-accuracy', 'sensing'"),
             (["digits", "--backend", "tensorflow"], "backend must be one of 'numpy', 'torch'"),
             (["digits", "--device", "cuda"], "device 'cuda' cannot be used with numpy"),
             (["digits", "--device", "tpu"], "the names are cpu, cuda"),
@@ -98,6 +110,13 @@ class TestLists:
         assert all(name in output for name in zo.methods())
         assert all(len(line) <= 80 for line in output.splitlines())
         assert len(output.splitlines()) == 1 + len(zo.methods())  # one line each
+
+    def test_problems(self):
+        from zomopi_core import problems
+
+        lines = call("problems").output.splitlines()
+        assert [line.split()[0] for line in lines[1:]] == list(problems.names())
+        assert any(line.split()[:2] == ["phase-mask-large", "102,400"] for line in lines)
 
 
 class TestEntry:

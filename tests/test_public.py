@@ -16,7 +16,7 @@ from zomopi_core import _arrays, errors
 
 def modules():
     for package in (zo, zomopi_adapters):
-        for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             yield info.name
 
 
@@ -103,7 +103,7 @@ def test_every_message_is_used():
     """A message that nothing raises is dead text."""
     core = Path(zo.__file__).parent
     adapters = Path(zomopi_adapters.__file__).parent
-    sources = [*core.glob("*.py"), *adapters.glob("*.py")]
+    sources = [*core.rglob("*.py"), *adapters.glob("*.py")]
     text = "\n".join(f.read_text() for f in sources if f.name != "errors.py")
     unused = [
         name

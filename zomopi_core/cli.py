@@ -1,4 +1,4 @@
-"""The command line: ``zomopi run``, ``zomopi info``, ``zomopi methods``."""
+"""The command line: ``zomopi run``, ``info``, ``methods`` and ``problems``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from . import _arrays, catalog, errors, problems
 from ._progress import format_loss
+from .method import leaves_of
 from .minimize import minimize
 from .result import Result
 
@@ -24,13 +25,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_PROBLEMS = {"digits": problems.digits}
 _PICTURES = {".png", ".pdf", ".svg"}
 
 
 @app.command()
 def run(
-    problem: Annotated[str, typer.Argument(help=f"One of: {', '.join(_PROBLEMS)}.")],
+    problem: Annotated[str, typer.Argument(help="A name from: zomopi problems.")],
     backend: Annotated[
         str, typer.Option(help=f"Array library: {', '.join(_arrays.LIBRARIES)}.")
     ] = "numpy",
@@ -41,7 +41,7 @@ def run(
     max_queries: Annotated[
         int, typer.Option(min=1, help="Evaluations of the loss, every one counted.")
     ] = 20_000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the initial weights and all draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the problem and all draws.")] = 0,
     save: Annotated[
         list[Path] | None,
         typer.Option(
@@ -54,22 +54,21 @@ def run(
     console = Console()
     files = save or [Path(f"zomopi-{problem}.png")]
     try:
-        if problem not in _PROBLEMS:
-            raise errors.unknown_name("PROBLEM", problem, _PROBLEMS)
+        if problem not in problems.names():
+            raise errors.unknown_name("PROBLEM", problem, problems.names())
         for file in files:
             _check_target(file)
         xp, found = _arrays.backend(backend, device)
         chosen = catalog.find_method(method)
-        task = _PROBLEMS[problem](xp, device=found, seed=seed)
-        like = next(iter(task.x0.values()))
-        sizes = sum(_arrays.size(x) for x in task.x0.values())
+        task = problems.make(problem, xp, device=found, seed=seed)
+        like = leaves_of(task.x0)[0]
         console.print(
-            f"{problem}: {sizes:,} parameters, {chosen.name} on {backend}"
+            f"{problem}: {task.unknowns:,} parameters, {chosen.name} on {backend}"
             f" ({_arrays.device(like)}), {max_queries:,} queries"
         )
         began = time.perf_counter()
         result = minimize(
-            _arrays.compiled(task.loss, like),
+            task.fun,
             task.x0,
             method=chosen,
             max_queries=max_queries,
@@ -106,6 +105,20 @@ def methods() -> None:
     _print_table(Console(), ("method", "what it does"), catalog.describe_methods())
 
 
+@app.command("problems")
+def list_problems() -> None:
+    """List the problems, one line each."""
+    rows = []
+    for name in problems.names():
+        try:
+            problem = problems.make(name)
+        except ImportError as error:  # the others do without what this one needs
+            rows.append((name, "", str(error)))
+        else:
+            rows.append((name, f"{problem.unknowns:,}", problem.summary))
+    _print_table(Console(), ("problem", "unknowns", "what it is"), rows)
+
+
 def _print_table(console: Console, header: tuple[str, ...], rows: list[Any]) -> None:
     table = Table(*header, box=None, pad_edge=False)
     for row in rows:
@@ -113,11 +126,18 @@ def _print_table(console: Console, header: tuple[str, ...], rows: list[Any]) -> 
     console.print(table)
 
 
-def _report(console: Console, task: problems.Digits, result: Result, seconds: float) -> None:
-    rows = [
-        ("train accuracy", f"{task.accuracy(result.x, 'train'):.1%}"),
-        ("test accuracy", f"{task.accuracy(result.x, 'test'):.1%}"),
-        ("loss", format_loss(result.fun)),
+def _report(console: Console, task: problems.Problem, result: Result, seconds: float) -> None:
+    rows = []
+    if isinstance(task, problems.Digits):
+        rows += [
+            ("train accuracy", f"{task.accuracy(result.x, 'train'):.1%}"),
+            ("test accuracy", f"{task.accuracy(result.x, 'test'):.1%}"),
+        ]
+    rows.append(("loss", format_loss(result.fun)))
+    if task.noisy:
+        rows.append(("loss without noise", format_loss(float(task.exact(result.x)))))
+    rows += [
+        ("target", format_loss(task.target)),
         ("queries", f"{result.nfev:,}"),
         ("seconds", f"{seconds:.1f}"),
     ]
@@ -133,13 +153,14 @@ def _check_target(file: Path) -> None:
         raise ValueError(f"--save {file}: there is no folder {file.parent}")
 
 
-def _save(file: Path, task: problems.Digits, result: Result) -> None:
+def _save(file: Path, task: problems.Problem, result: Result) -> None:
     if file.suffix == ".npz":
         import numpy as np
 
-        arrays: dict[str, Any] = {name: _arrays.to_host(x) for name, x in result.x.items()}
+        named = result.x if isinstance(result.x, dict) else {"x": result.x}
+        arrays: dict[str, Any] = {name: _arrays.to_host(x) for name, x in named.items()}
         np.savez(file, **arrays)
         return
-    from ._picture import draw_digits
+    from ._picture import draw
 
-    draw_digits(file, task, result)
+    draw(file, task, result)

@@ -55,7 +55,10 @@ def _with_noise(maker: Callable[..., Problem]) -> Callable[..., Problem]:
 
 
 _full_rank = partial(quadratic, rank=None)
-_large_mask = partial(phase_mask, size=320)
+# The queries for a given gain grow with the unknowns: with one for every ten of them a learning
+# rate of 0.15 made the focus 5 % brighter after 5,858, 2,770 and 2,946 of them (seeds 0, 1, 2);
+# half of the best is far away.
+_large_mask = partial(phase_mask, size=320, brighter=1.05)
 
 _MAKERS: dict[str, Callable[..., Problem]] = {
     "digits": digits,

@@ -40,10 +40,8 @@ class Noisy(Problem):
     def fun(self, x: Any) -> Any:
         """Return the loss with new noise."""
         loss = self.problem.exact(x)
-        noise = self.deviation * self._generator.standard_normal(getattr(loss, "shape", ()))
-        if isinstance(noise, float):
-            return loss + noise
-        return loss + _arrays.namespace(loss).asarray(noise, device=_arrays.device(loss))
+        noise = self.deviation * np.asarray(self._generator.standard_normal(loss.shape))
+        return loss + (float(noise) if noise.ndim == 0 else _arrays.from_host(noise, loss))
 
     def exact(self, x: Any) -> Any:
         """Return the loss of the problem without noise."""
@@ -58,8 +56,8 @@ def noisy(problem: Problem, level: float = 0.01, *, seed: int = 0) -> Noisy:
     problem : Problem
         One without noise of its own.
     level : float
-        Standard deviation of the noise over the initial range of the loss, from ``problem.x0`` down
-        to the best value known.
+        Standard deviation of the noise over the initial range of the loss, which is that from
+        ``problem.x0`` down to the best value known.
     seed : int
         Of the noise, which is drawn anew at each call, from a generator of the problem's own.
 
@@ -85,6 +83,7 @@ def noisy(problem: Problem, level: float = 0.01, *, seed: int = 0) -> Noisy:
     return Noisy(
         name=f"{problem.name}-noisy",
         summary=f"{problem.summary}, with noise of {level:.1%} of its range",
+        loss_name=problem.loss_name,
         x0=problem.x0,
         target=problem.target,
         best=problem.best,

@@ -32,10 +32,13 @@ class Problem:
     best : float
         Lowest value of `exact` that is known.
     low_rank : bool
-        Whether four singular values hold four fifths of the squared norm of the gradient of each
-        matrix, at `x0` and along a run.
+        Whether four singular values hold two thirds of the squared norm of the gradient of each
+        matrix, at `x0` and on the path of gradient descent to the target. A zeroth-order run
+        leaves that path and can meet gradients of a higher rank.
     noisy : bool
         Whether `fun` differs from `exact`.
+    loss_name : str
+        What the loss is, for the axis of a picture.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Problem:
     best: float = 0.0
     low_rank: bool
     noisy: bool = False
+    loss_name: str
 
     @property
     def unknowns(self) -> int:

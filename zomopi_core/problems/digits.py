@@ -185,6 +185,12 @@ def digits(
     ImportError
         If scikit-learn, which brings the images, is not installed (extra ``cli``).
 
+    Notes
+    -----
+    Of the squared norm of the gradients of W1 and W2 four singular values hold 0.83 and 0.80 at
+    `x0`, and 0.75 and 0.92 at the target of gradient descent; at that of `zo_mopi` 0.65 and 0.72
+    (seeds 0 and 2).
+
     Examples
     --------
     >>> import zomopi_core.problems
@@ -194,7 +200,10 @@ def digits(
     """
     problem = Digits(
         name="digits",
+        loss_name="cross-entropy of the training images",
         summary="train a classifier of handwritten digits on its cross-entropy",
+        # 94 % of the held-out images are right here. zo_mopi took 3,442, 3,826 and 3,626 queries
+        # (seeds 0, 1, 2).
         target=0.2,
         low_rank=True,
         **_fields(xp, device, hidden, seed),
@@ -212,8 +221,8 @@ def digits_accuracy(
 ) -> Digits:
     """Make the digits problem whose loss is the error rate, 1 - accuracy, on all training images.
 
-    The network is that of `digits`. One image of the 1,347 is a jump of 7.4e-4: a method must
-    choose a smoothing at which its differences hold many jumps.
+    The network is that of `digits`, but W2 starts at a tenth of its size. One image of the 1,347
+    is a jump of 7.4e-4: a method must choose a smoothing at which its differences hold many jumps.
 
     Parameters
     ----------
@@ -229,6 +238,13 @@ def digits_accuracy(
     ImportError
         If scikit-learn, which brings the images, is not installed (extra ``cli``).
 
+    Notes
+    -----
+    Smoothed by Gaussian steps of 0.05, the error rate has a gradient, here estimated from 16,000
+    pairs of points: four singular values hold 0.84 (W1) and 0.94 (W2) of its squared norm at the
+    target of a run of `zo_mopi`, and 0.83 (W2) at `x0`, where that of W1 is too small to tell
+    (seed 0).
+
     Examples
     --------
     >>> from zomopi_core import problems
@@ -238,10 +254,15 @@ def digits_accuracy(
     """
     problem = DigitErrors(
         name="digits-accuracy",
+        loss_name="error rate of the training images",
         summary="train a classifier of handwritten digits on its error rate alone",
+        # Nine of ten are right. The iterates of zo_mopi with a smoothing of 0.05 took 4,121,
+        # 4,321 and 3,241 queries (seeds 0, 1, 2); with one of 1e-3 they ended at 0.26, 0.27 and 0.40.
         target=0.1,
         low_rank=True,
-        **_fields(xp, device, hidden, seed),
+        # From weights of full size a digit that is never the answer can stay so: no small probe
+        # makes it one, and the error rate then has a plateau near 0.2. Near a tie it cannot.
+        **_fields(xp, device, hidden, seed, output_scale=0.1),
     )
     return problem if batch is None else _in_batches(problem, batch, seed)
 
@@ -253,14 +274,16 @@ def _in_batches(whole: Digits, batch: int, seed: int) -> MiniBatches:
     return MiniBatches(**given, whole=whole, batch=batch, seed=seed)
 
 
-def _fields(xp: Namespace, device: Any, hidden: int, seed: int) -> dict[str, Any]:
+def _fields(
+    xp: Namespace, device: Any, hidden: int, seed: int, output_scale: float = 1.0
+) -> dict[str, Any]:
     images, labels, held_out, held_out_labels = _raw_digits()
     mean, deviation = images.mean(axis=0), images.std(axis=0) + 1.0
     random = np.random.default_rng(seed)
     arrays = {
         "W1": random.standard_normal((hidden, 64)) / math.sqrt(64),
         "b1": np.zeros(hidden),
-        "W2": random.standard_normal((10, hidden)) / math.sqrt(hidden),
+        "W2": output_scale * random.standard_normal((10, hidden)) / math.sqrt(hidden),
         "b2": np.zeros(10),
     }
 

@@ -74,7 +74,10 @@ def quadratic(
 
     Notes
     -----
-    From zero the gradient has exactly the rank of the solution; for full rank, SPECTRUM.
+    From zero the gradient has the rank of the solution. Of its squared norm four singular values
+    hold 1.00 at `x0` and 0.97 at the target of gradient descent for rank 2, and 0.57 and 0.66 for
+    full rank, less between (seed 0). A run of `zo_mopi` fills
+    X - T with directions of its own: at its target they hold 0.35 for rank 2 (seed 2).
 
     Examples
     --------
@@ -100,7 +103,10 @@ def quadratic(
         name="quadratic-full" if rank is None else "quadratic",
         summary=f"an ill-conditioned quadratic whose solution is {kind}",
         x0=xp.zeros(shape, dtype=T.dtype, device=device),
-        target=0.1,
+        loss_name="squared distance, 1 at the start",
+        # Where the well-conditioned part is solved. zo_mopi took 7,834, 5,826 and 7,362 queries
+        # for rank 2, and 6,562, 6,226 and 6,162 for full rank (seeds 0, 1, 2).
+        target=0.4,
         low_rank=rank is not None and rank <= 4,
         solution=T,
         left=L,

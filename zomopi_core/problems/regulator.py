@@ -118,7 +118,7 @@ def regulator(
     *,
     device: Any = None,
     masses: int = 32,
-    steps: int = 50,
+    steps: int = 32,
     rollouts: int | None = None,
     seed: int = 0,
 ) -> Regulator:
@@ -144,7 +144,8 @@ def regulator(
 
     Notes
     -----
-    SPECTRUM
+    Of the squared norm of the gradient four singular values hold 1.00 at `x0`, 0.29 at the target
+    of gradient descent and 0.44 at that of `zo_mopi` (seed 0): it does not stay of low rank.
 
     References
     ----------
@@ -170,7 +171,11 @@ def regulator(
     arrays = constants(xp, device, x0, gain, A, B, P, starts)
     names = ("x0", "solution", "transition", "inputs", "terminal", "starts")
     given: dict[str, Any] = dict(zip(names, arrays, strict=True))
-    given |= {"penalty": penalty, "steps": steps, "target": 0.1, "low_rank": False}
+    given |= {"penalty": penalty, "steps": steps, "low_rank": False}
+    # A third above the least cost is a usable gain; zo_mopi took 6,306,
+    # 6,474 and 6,234 queries (seeds 0, 1, 2).
+    given["target"] = 0.3
+    given["loss_name"] = "cost over the least, less 1"
     given["least_cost"] = float(np.trace(P[masses:, masses:])) / masses
     summary = "find the gain matrix that damps a vibrating chain best"
     if rollouts is None:

@@ -82,7 +82,7 @@ def sensing(
     device: Any = None,
     shape: tuple[int, int] = (64, 48),
     rank: int = 2,
-    measurements: int = 660,
+    measurements: int = 1100,
     noise: float = 0.0,
     seed: int = 0,
 ) -> Sensing:
@@ -98,7 +98,7 @@ def sensing(
         Of the matrix to recover, which has rank (m + n - rank) degrees of freedom, 220 by
         default.
     measurements : int
-        By default three for each degree of freedom.
+        By default five for each degree of freedom.
     noise : float
         Standard deviation of a measurement's error, in units of the data's root mean square.
     seed : int
@@ -110,7 +110,10 @@ def sensing(
 
     Notes
     -----
-    SPECTRUM
+    The expectation of the gradient over all measurements has the rank of X - T, but 1,100 of them
+    for 3,072 unknowns leave an error of full rank. Of the squared norm four singular values hold
+    0.47 at `x0`, 0.39 at the target of gradient descent (seed 0) and 0.26 at that of
+    `zo_mopi` (seed 2): it is not of low rank.
 
     References
     ----------
@@ -139,8 +142,11 @@ def sensing(
     return Sensing(
         name="sensing-noisy" if noise else "sensing",
         summary=f"{name} with errors" if noise else name,
+        loss_name="squared residual over that of zero",
         x0=start,
-        target=0.05,
+        # A tenth of the data's power is left, a residual of 0.32 of the data. zo_mopi took 6,626,
+        # 6,586 and 6,178 queries (seeds 0, 1, 2).
+        target=0.1,
         low_rank=False,
         noisy=noise > 0,
         solution=T,
