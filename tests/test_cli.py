@@ -115,6 +115,7 @@ class TestLists:
         from zomopi_core import problems
 
         lines = call("problems").output.splitlines()
+        assert all(len(line) <= 80 for line in lines)  # and so one line each
         assert [line.split()[0] for line in lines[1:]] == list(problems.names())
         assert any(line.split()[:2] == ["phase-mask-large", "102,400"] for line in lines)
 

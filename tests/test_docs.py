@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import zomopi_core as zo
+from zomopi_core import problems
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -169,6 +170,44 @@ class TestCatalogueTables:
             leaf = method.init(np.zeros((11, 13))).leaves[0]
             assert method.evaluations_per_step == count(evaluations, sizes), name
             assert numbers_in(tuple(leaf)) == count(state, sizes), name
+
+
+class TestProblems:
+    PAGE = ROOT / "docs" / "problems.md"
+
+    def test_the_table_is_true(self):
+        pytest.importorskip("sklearn", reason="the extra cli is not installed")
+        table = rows(
+            self.PAGE, "Name", "Unknowns", "Precision", "Loss", "At `x0`", "Best", "Target"
+        )
+        names = [name.strip("`") for name, *_ in table]
+        assert names == [name for name in problems.names() if not name.endswith("-noisy")]
+        for name, (_, unknowns, dtype, _, initial, best, target) in zip(names, table, strict=True):
+            problem = problems.make(name)
+            leaf = next(iter(problem.x0.values())) if "digits" in name else problem.x0
+            assert (unknowns, dtype) == (f"{problem.unknowns:,}", str(leaf.dtype))
+            digits = len(initial.partition(".")[2])
+            assert float(initial) == round(problem.initial, digits)
+            assert float(best) == problem.best
+            assert float(target.partition(":")[0]) == round(problem.target, 3)
+
+    def test_every_noisy_form_is_described(self):
+        described = [
+            name
+            for cell, _ in rows(self.PAGE, "Name", "Noise")
+            for name in re.findall(r"`([\w-]+)`", cell)
+        ]
+        assert sorted(described) == sorted(n for n in problems.names() if n.endswith("-noisy"))
+
+    def test_ranks_are_those_of_the_problems(self):
+        header = ("Name", "At `x0`", "At the target of gradient descent", "`low_rank`")
+        for name, _, _, flag in rows(self.PAGE, *header):
+            assert flag == str(problems.make(name.strip("`")).low_rank)
+
+    def test_the_reference_lists_all(self):
+        listed = re.findall(r"auto\w+:: (\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+        assert set(problems.__all__) <= set(listed)
+        assert problems.__all__ == sorted(problems.__all__)
 
 
 def test_a_method_of_ones_own_is_short():

@@ -86,7 +86,7 @@ def draw_phase_mask(file: Path, problem: PhaseMask, result: Result) -> None:
     for row, (x, when) in zip(cells, ((problem.x0, "before"), (result.x, "after")), strict=True):
         phases = _arrays.to_host(x)
         image = _arrays.to_host(problem.camera(x))
-        size, half = image.shape[0], 12  # the speckles lie within a few pixels of the axis
+        size, half = image.shape[0], 8  # the speckles lie within a few pixels of the axis
         window = slice(size // 2 - half, size // 2 + half + 1)
         mask = row[0].imshow(phases % (2 * math.pi), cmap="twilight", vmin=0, vmax=2 * math.pi)
         row[0].set_title(f"mask {when}")

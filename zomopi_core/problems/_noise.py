@@ -82,7 +82,7 @@ def noisy(problem: Problem, level: float = 0.01, *, seed: int = 0) -> Noisy:
     level = positive("level", level)
     return Noisy(
         name=f"{problem.name}-noisy",
-        summary=f"{problem.summary}, with noise of {level:.1%} of its range",
+        summary=f"{problem.summary}, noise {100 * level:g}%",
         loss_name=problem.loss_name,
         x0=problem.x0,
         target=problem.target,

@@ -113,7 +113,7 @@ def gate(xp: Namespace = np, *, device: Any = None, slices: int = 16, seed: int 
     )
     return Gate(
         name="gate",
-        summary="shape the pulses of a CNOT gate of two spins",
+        summary="pulses of a CNOT gate of two spins",
         loss_name="infidelity",
         x0=arrays[0],
         # A fidelity of 99 %. BFGS with finite differences took 6,436, 6,696 and 6,176 queries

@@ -183,10 +183,10 @@ def phase_mask(
         start,
     )
     large = "-large" if size >= 320 else ""
-    summary = "focus light through a scattering medium"
+    summary = "focus through a scattering medium"
     return PhaseMask(
         name=f"phase-mask{large}" + ("" if photons is None else "-noisy"),
-        summary=summary if photons is None else f"{summary}, from counts of photons",
+        summary=summary if photons is None else f"{summary}, photons",
         loss_name="1 - intensity over the best",
         x0=arrays[4],
         # Half of the best intensity is where a focus begins to outshine what is scattered. zo_mopi

@@ -97,11 +97,11 @@ def quadratic(
     )  # rows of norm 1, as default rates expect
     left, right = (_weights(size, condition, random) for size in shape)
     scale = float(np.sum((left @ solution @ right) ** 2))
-    kind = "of full rank" if rank is None else f"of rank {rank}"
+    kind = "full rank" if rank is None else f"rank {rank}"
     T, L, R = constants(xp, device, solution, left, right)
     return Quadratic(
         name="quadratic-full" if rank is None else "quadratic",
-        summary=f"an ill-conditioned quadratic whose solution is {kind}",
+        summary=f"ill-conditioned quadratic, {kind}",
         x0=xp.zeros(shape, dtype=T.dtype, device=device),
         loss_name="squared distance, 1 at the start",
         # Where the well-conditioned part is solved. zo_mopi took 7,834, 5,826 and 7,362 queries

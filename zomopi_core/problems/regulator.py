@@ -177,12 +177,12 @@ def regulator(
     given["target"] = 0.3
     given["loss_name"] = "cost over the least, less 1"
     given["least_cost"] = float(np.trace(P[masses:, masses:])) / masses
-    summary = "find the gain matrix that damps a vibrating chain best"
+    summary = "gain that damps a chain of masses"
     if rollouts is None:
         return Regulator(name="regulator", summary=summary, **given)
     return RandomShocks(
         name="regulator-noisy",
-        summary=f"{summary}, from {rollouts} random roll-outs",
+        summary=f"{summary}, {rollouts} roll-outs",
         noisy=True,
         rollouts=rollouts,
         seed=seed,

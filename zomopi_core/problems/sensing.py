@@ -138,10 +138,10 @@ def sensing(
     unit = np.sqrt(np.mean(data**2))
     x0 = 0.01 * random.standard_normal(shape) / np.sqrt(n)
     T, a, b, y, start = constants(xp, device, solution, rows, columns / unit, data / unit, x0)
-    name = f"recover a matrix of rank {rank} from {measurements} linear measurements"
+    summary = f"rank-{rank} matrix from {measurements:,} measurements"
     return Sensing(
         name="sensing-noisy" if noise else "sensing",
-        summary=f"{name} with errors" if noise else name,
+        summary=f"{summary}, noisy" if noise else summary,
         loss_name="squared residual over that of zero",
         x0=start,
         # A tenth of the data's power is left, a residual of 0.32 of the data. zo_mopi took 6,626,
