@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 from . import errors
 from ._checks import check_name
+from .adaptive_rank import AdaptiveRank
 from .estimator import FiniteDifference
 from .first_order import adago, aro, dion, low_rank_msgd, low_rank_muon, mopi, muon
 from .linear_methods import (
@@ -32,22 +35,22 @@ from .rule import Rule
 from .subspace import FullSpace, Sketch
 from .update import Schedule, Update
 
-Rate = float | Schedule | None
+Rate = float | Schedule | str | None
 
 
 def zo_mopi(
     *,
-    learning_rate: float | Schedule | None = None,
+    learning_rate: Rate = "auto",
     rank: int = 64,
-    spectral_rank: int | None = None,
-    probes: int = 4,
-    smoothing: float = 1e-3,
-    momentum: float = 0.9,
+    spectral_rank: int | str | None = None,
+    probes: int | None = None,
+    smoothing: float | str | None = None,
+    momentum: float | None = None,
     refresh_every: int = 100,
     refresh: str = "anchored",
-    difference: str = "central",
+    difference: str | None = None,
     weight_decay: float = 0.0,
-    vector_learning_rate: float | Schedule | None = None,
+    vector_learning_rate: Rate = None,
     side: str = "left",
     stacked: bool = False,
 ) -> Method:
@@ -65,39 +68,57 @@ def zo_mopi(
     Every nu steps the frame is refreshed and the momentum carried over to it,
     ``M <- A_new^T A_old M``.
 
+    With ``learning_rate="auto"``, the default, what is not given is tuned or set to what was found
+    best (docs, benchmarks); with a learning rate given, it has the paper's value:
+
+    =============  ==================================  ==============
+    option         with ``"auto"``                     with a number
+    =============  ==================================  ==============
+    smoothing      ``"auto"``                          1e-3
+    spectral_rank  ``"auto"``                          r // 2
+    momentum       0.95, unbiased                      0.9
+    probes         8                                   4
+    difference     leave-one-out, central if           central
+                   `probes` is given
+    =============  ==================================  ==============
+
     Parameters
     ----------
-    learning_rate : float or callable, optional
+    learning_rate : float, callable or "auto"
         eta, the spectral norm of a step in units of the parameters: a number or a schedule
-        (`constant`, `linear_decay`, `cosine_decay`, any callable of the step). By default the
-        entries of a step have a root mean square of 0.01 max(rms(x0), 1/sqrt(n)), n the columns;
-        `minimize`, which knows the number T of steps, takes 0.5 / sqrt(T) in the place of 0.01
-        and lets the rate fall linearly to zero.
+        (`constant`, `linear_decay`, `cosine_decay`, any callable of the step). ``"auto"``
+        measures it by line searches during the run (`zomopi_core.tuning`); a step then has the
+        Frobenius norm eta sqrt(k) whatever part of the spectrum it uses.
     rank : int
         Columns r of the frame; clipped to the rows m.
-    spectral_rank : int, optional
-        Directions k of a step; by default r // 2 of the clipped r, at least one. Clipped to
-        min(r, n).
-    probes : int
+    spectral_rank : int or "auto", optional
+        Directions k of a step, clipped to min(r, n). ``"auto"`` finds out from the losses whether
+        a few of the r // 2 directions descend most, all of them, or the whole momentum weighted
+        by its singular values (`zomopi_core.adaptive_rank`).
+    probes : int, optional
         Directions N probed per step.
-    smoothing : float
+    smoothing : float or "auto", optional
         mu, the standard deviation of a probe's coordinates in units of the parameters; its
-        entries have sqrt(r / m) of that.
-    momentum : float
-        beta, from 0 up to, not including, 1.
+        entries have sqrt(r / m) of that. ``"auto"`` measures the noise of F and follows the
+        learning rate.
+    momentum : float, optional
+        beta, from 0 up to, not including, 1, and M = G at the first step. Where it is not given
+        and the learning rate is tuned, the average starts from zero and is divided by the sum of
+        its weights, so that the first estimates weigh no more than those that follow.
     refresh_every : int
         nu, the steps between two refreshes of the frame.
     refresh : {"anchored", "haar"}
         ``"anchored"`` keeps the min(k, r // 2) leading left singular vectors of the momentum,
         ``"haar"`` draws the frame anew.
-    difference : {"central", "forward", "leave-one-out"}
+    difference : {"central", "forward", "leave-one-out"}, optional
         2N, N + 1 or N evaluations a step; leave-one-out needs two probes or more.
     weight_decay : float
         lambda, decoupled: the parameters shrink by eta lambda a step.
     vector_learning_rate : float or callable, optional
         Root mean square of a step's entries for arrays with one axis or none, which are probed
-        in their full space and take normalised steps. Its default is that of `learning_rate`,
-        n being the number of entries.
+        in their full space and take normalised steps. By default ``"auto"`` if `learning_rate`
+        is; else 0.01 max(rms(x0), 1/sqrt(n)) for n entries, or in `minimize`, which knows the
+        number T of steps, 0.5 / sqrt(T) in the place of 0.01, falling linearly to zero.
     side : {"left", "right"}
         Whether the rows (the paper) or the columns are sketched.
     stacked : bool
@@ -124,19 +145,44 @@ def zo_mopi(
     >>> method.evaluations_per_step
     4
     """
+    tuned = isinstance(learning_rate, str)
+    if isinstance(spectral_rank, str):
+        check_name("spectral_rank", spectral_rank, ("auto",))
+    if difference is None:
+        difference = "leave-one-out" if tuned and probes is None else "central"
+    if probes is None:
+        probes = 8 if tuned else 4
+    if smoothing is None:
+        smoothing = "auto" if tuned else 1e-3
+    if spectral_rank is None and tuned:
+        spectral_rank = "auto"
+    average = ExponentialAverage(0.9 if momentum is None else momentum)
+    if momentum is None and tuned:
+        average = ExponentialAverage(0.95, unbiased=True)
+    orthogonalizer = (
+        AdaptiveRank() if isinstance(spectral_rank, str) else PowerIteration(spectral_rank)
+    )
     matrices = Rule(
         Sketch(rank, refresh, refresh_every, side, stacked),
-        ExponentialAverage(momentum),
-        PowerIteration(spectral_rank),
+        average,
+        orthogonalizer,
         Update(learning_rate, weight_decay),
     )
     vectors = Rule(
         FullSpace(),
-        ExponentialAverage(momentum),
+        average,
         Normalized(),
-        Update(vector_learning_rate, weight_decay, name="vector_learning_rate"),
+        _vector_update(vector_learning_rate, learning_rate, weight_decay),
     )
-    return Method("zo_mopi", FiniteDifference(probes, smoothing, difference), matrices, vectors)
+    estimator = FiniteDifference(probes, smoothing, difference)
+    return Method("zo_mopi", estimator, matrices, vectors)
+
+
+def _vector_update(rate: Rate, matrices: Rate, weight_decay: float = 0.0) -> Update:
+    """Return the update of vectors, tuned if that of the matrices is and nothing was given."""
+    if rate is None and isinstance(matrices, str):
+        rate = matrices
+    return Update(rate, weight_decay, name="vector_learning_rate")
 
 
 def zo_muon(
@@ -198,7 +244,7 @@ def zo_muon(
             FullSpace(),
             ExponentialAverage(0.0),
             Normalized(),
-            Update(vector_learning_rate, name="vector_learning_rate"),
+            _vector_update(vector_learning_rate, learning_rate),
         ),
     )
 
@@ -312,7 +358,37 @@ def find_method(method: str | Method) -> Method:
         return method
     if not isinstance(method, str):
         raise errors.wrong_method(method)
+    return maker(method)()
+
+
+def tuned_method(
+    method: str | Method, learning_rate: Rate, smoothing: float | str, spectral_rank: Any
+) -> Method:
+    """Return the method of that name with these options, or the method itself."""
+    given = {
+        "learning_rate": learning_rate,
+        "smoothing": smoothing,
+        "spectral_rank": spectral_rank,
+    }
+    chosen = {k: v for k, v in given.items() if not (isinstance(v, str) and v == "auto")}
+    if not isinstance(method, str):
+        if chosen:
+            raise errors.option_of_method(next(iter(chosen)))
+        return find_method(method)
+    make = maker(method)
+    known = inspect.signature(make).parameters
+    for name in chosen:
+        if name not in known:
+            raise errors.no_such_option(name, make.__name__)
+    # First-order methods have no loss to tune by.
+    automatic = "smoothing" in known
+    options = given if automatic else chosen
+    return make(**{k: v for k, v in options.items() if k in known})
+
+
+def maker(method: str) -> Callable[..., Method]:
+    """Return the function of the catalogue with that name."""
     name = method.lower().replace("-", "_")
     if name not in _CATALOG:
         raise errors.unknown_name("method", method, _CATALOG)
-    return _CATALOG[name]()
+    return _CATALOG[name]

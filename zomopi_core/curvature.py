@@ -35,7 +35,7 @@ class SecondDifference(FiniteDifference):
         c = super()._differences(losses[1:])
         # from differences to the baseline, so that a large constant in F does not cost digits
         rise = xp.where(xp.isfinite(losses), losses, xp.nan) - losses[0]
-        second = xp.abs(rise[1::2] + rise[2::2]) / self.smoothing**2
+        second = xp.abs(rise[1::2] + rise[2::2]) / self.width**2
         return xp.stack([c, second])
 
     def weigh(self, c: Array, limit: float | None = None) -> Weighted:

@@ -10,6 +10,19 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def option_of_method(name: str) -> ValueError:
+    """Explain that an option belongs to the method that was passed as an object."""
+    return ValueError(
+        f"{name} was given beside a Method, which has its own; set it where the method is made, "
+        f"for example zo.zo_mopi({name}=...), or pass the method by its name"
+    )
+
+
+def no_such_option(name: str, method: str) -> ValueError:
+    """Explain that a method has no such option."""
+    return ValueError(f"{method} has no option {name}; leave it out")
+
+
 class PrecisionWarning(UserWarning):
     """A probe is too small to be seen in the floating-point format of the parameters."""
 

@@ -16,7 +16,7 @@ losses is the baseline of each).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -27,6 +27,9 @@ from ._checks import as_python, check_count, check_name, positive
 # Between a coefficient and an overflow lie the largest entry of a probe (below 10), a difference
 # with the momentum, the sum over probes and the growth by sqrt(r) when momentum is carried over.
 _HEADROOM = 2.0**-20
+
+# The smoothing of the papers, for parameters of the size of a network's weights.
+_START = 1e-3
 
 DIFFERENCES = ("central", "forward", "leave-one-out")
 
@@ -68,24 +71,47 @@ class FiniteDifference:
     ----------
     probes : int
         Number N of random directions per step.
-    smoothing : float
-        Step mu along a direction, in units of the parameters.
+    smoothing : float or "auto"
+        Step mu along a direction, in units of the parameters. With ``"auto"`` whoever evaluates
+        the function chooses it, from its noise and its curvature (`tuning`), and `at` makes the
+        estimator for it; until then it is 1e-3.
     difference : {"central", "forward", "leave-one-out"}
     """
 
     probes: int
-    smoothing: float
+    smoothing: float | str
     difference: str = "central"
 
     def __post_init__(self) -> None:
         check_name("difference", self.difference, DIFFERENCES)
         check_count("probes", self.probes, 2 if self.difference == "leave-one-out" else 1)
-        as_python(self, probes=int, smoothing=partial(positive, "smoothing"))
+        as_python(self, probes=int)
+        if not self.tuned:
+            as_python(self, smoothing=partial(positive, "smoothing"))
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the smoothing is chosen during the run."""
+        return isinstance(self.smoothing, str) and self.smoothing == "auto"
+
+    @cached_property
+    def width(self) -> float:
+        """The step mu as a number."""
+        return _START if isinstance(self.smoothing, str) else self.smoothing
+
+    def at(self, width: float) -> FiniteDifference:
+        """Return the estimator with another step mu."""
+        return replace(self, smoothing=width)
+
+    @property
+    def noise_gain(self) -> float:
+        """Standard deviation of mu c for a loss with noise of deviation 1."""
+        return {"central": math.sqrt(0.5), "forward": math.sqrt(2.0)}.get(self.difference, 1.0)
 
     @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
         """The points of a step in the order in which losses are expected."""
-        mu = self.smoothing
+        mu = self.width
         plus = [Evaluation(i, mu) for i in range(self.probes)]
         if self.difference == "leave-one-out":
             return tuple(plus)
@@ -113,7 +139,7 @@ class FiniteDifference:
         finite = xp.isfinite(losses)
         # Unlike infinities, NaN passes through differences without a warning.
         losses = xp.where(finite, losses, math.nan)
-        mu = self.smoothing
+        mu = self.width
         if self.difference == "central":
             return (losses[0::2] - losses[1::2]) / (2.0 * mu)
         if self.difference == "forward":

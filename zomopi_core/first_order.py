@@ -18,7 +18,7 @@ from .rule import Rule
 from .subspace import FullSpace
 from .update import NormAdaptive, Schedule, Update
 
-Rate = float | Schedule | None
+Rate = float | Schedule | str | None
 
 
 def _first_order(

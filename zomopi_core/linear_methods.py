@@ -14,7 +14,7 @@ from .rule import Rule
 from .subspace import FullSpace, Sketch, Subspace
 from .update import Schedule, Update
 
-Rate = float | Schedule | None
+Rate = float | Schedule | str | None
 
 
 def _linear(

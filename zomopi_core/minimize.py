@@ -11,7 +11,7 @@ import numpy as np
 from . import _arrays, errors
 from ._checks import check_count, finite, positive
 from ._progress import progress_display
-from .catalog import find_method
+from .catalog import tuned_method
 from .constraints import Projection
 from .method import Method
 from .objective import Objective
@@ -27,6 +27,7 @@ from .run import (
     steps_paid_for,
 )
 from .sampling import Sampler
+from .update import Schedule
 
 
 def minimize(
@@ -34,6 +35,9 @@ def minimize(
     x0: Any,
     *,
     method: str | Method = "zo-mopi",
+    learning_rate: float | Schedule | str = "auto",
+    smoothing: float | str = "auto",
+    spectral_rank: int | str | None = "auto",
     gradient: Callable[..., Any] | None = None,
     max_queries: int | None = None,
     max_steps: int | None = None,
@@ -62,6 +66,11 @@ def minimize(
         follows the array API standard; it is not changed.
     method : str or Method
         A name from `methods`, or what a function of the catalogue returns.
+    learning_rate, smoothing, spectral_rank : "auto", or what the method takes, optional
+        Options of a method given by its name; a `Method` has its own. By default the learning
+        rate and the smoothing are measured during the run, whatever the method's paper says
+        (`zomopi_core.tuning`), and so is the spectral rank of a method that has one. A
+        first-order method keeps its own learning rate unless another is given.
     gradient : callable, optional
         ``gradient(x)`` returns dF/dX in the form of `x`: for first-order methods, and only for
         them. A step then evaluates it once, and `fun` once at the iterate; only the latter are
@@ -111,9 +120,8 @@ def minimize(
 
     Notes
     -----
-    A default learning rate, that of a method made without one, is proportional to one over the
-    square root of the number of steps that `max_queries` or `max_steps` pay for and falls linearly
-    to zero over them; it is constant if only time limits the run.
+    The evaluations that tuning takes are part of the budget: seven at the start for the noise of
+    `fun`, some more where it is noisy, and three to seven along a line every 80 or more.
 
     Ctrl-C ends the run and returns what was reached, with status ``"interrupted"``.
 
@@ -146,7 +154,7 @@ def minimize(
     for name, function in (("callback", callback), ("gradient", gradient)):
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be callable, got {type(function).__name__}")
-    method = find_method(method)
+    method = tuned_method(method, learning_rate, smoothing, spectral_rank)
     if gradient is None and method.estimator is None:
         raise errors.needs_gradient(method.name)
     if gradient is not None and method.estimator is not None:

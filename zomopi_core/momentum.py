@@ -29,6 +29,11 @@ class Momentum(Protocol):
     The momentum M is an array in subspace coordinates; what else is kept is the part's own.
     """
 
+    @property
+    def memory(self) -> float:
+        """Number of steps over which M averages: 1 where it is the estimate itself."""
+        return 1.0
+
     def init(self, zeros: Array) -> Any:
         """Return what is kept beside M, which starts as `zeros`, before the first estimate."""
         ...
@@ -65,21 +70,39 @@ class ExponentialAverage(Momentum):
         From 0 (no memory) up to, not including, 1.
     from_zero : bool
         Whether to start from M = 0 instead, so that the first average is (1 - beta) G.
+    unbiased : bool
+        Whether to divide the average that starts from zero by the sum of its weights,
+        ``1 - beta^t``, so that the first estimates weigh no more than those that follow.
     """
 
     beta: float = 0.9
     from_zero: bool = False
+    unbiased: bool = False
 
     def __post_init__(self) -> None:
         as_python(self, beta=partial(fraction, "momentum"))
 
-    def init(self, zeros: Array) -> None:
-        """Return None: M is all there is."""
+    @property
+    def memory(self) -> float:
+        """1 / (1 - beta)."""
+        return 1.0 / (1.0 - self.beta)
+
+    def init(self, zeros: Array) -> Array | None:
+        """Return beta^0 where it is needed: else M is all there is."""
+        if not self.unbiased:
+            return None
+        return _arrays.namespace(zeros).ones((), dtype=zeros.dtype, device=_arrays.device(zeros))
 
     def update(
         self, momentum: Array, kept: Any, gradient: Array, alive: Array, started: Array
     ) -> tuple[Array, Any, Array]:
-        """Return (M, None, M)."""
+        """Return (M, beta^t or None, M)."""
+        if self.unbiased:
+            xp = _arrays.namespace(gradient)
+            kept = kept * (1.0 - alive * (1.0 - self.beta))
+            weights = xp.where(kept < 1, 1.0 - kept, 1.0)
+            momentum = momentum + (alive * (1.0 - self.beta) / weights) * (gradient - momentum)
+            return momentum, kept, momentum
         beta = self.beta if self.from_zero else self.beta * started
         momentum = momentum + (alive * (1.0 - beta)) * (gradient - momentum)
         return momentum, None, momentum
@@ -102,6 +125,11 @@ class Accumulation(Momentum):
     def __post_init__(self) -> None:
         if self.beta != 1:
             as_python(self, beta=partial(fraction, "momentum"))
+
+    @property
+    def memory(self) -> float:
+        """1 / (1 - beta), 1 for beta = 1."""
+        return 1.0 / (1.0 - self.beta) if self.beta < 1 else 1.0
 
     def init(self, zeros: Array) -> None:
         """Return None: M is all there is."""
@@ -140,6 +168,11 @@ class Adam(Momentum):
 
     def __post_init__(self) -> None:
         as_python(self, beta1=partial(fraction, "momentum"), beta2=partial(fraction, "beta2"))
+
+    @property
+    def memory(self) -> float:
+        """1 / (1 - beta1)."""
+        return 1.0 / (1.0 - self.beta1)
 
     def init(self, zeros: Array) -> Moments:
         """Return a root of zeros, and both powers at 1."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from . import _arrays, errors
 from ._arrays import Array
+from .estimator import Evaluation, FiniteDifference
 from .losses import check_losses, join_losses, scalar_loss, stack_losses
 from .method import Method, is_dict, leaves_of, like_params
 from .rule import Probe
@@ -26,16 +28,30 @@ class Candidates(Sequence[Any]):
 
     A sequence of arrays, or of dicts of arrays: each new, none shared with the parameters. Only
     what the caller keeps stays in memory.
+
+    Behind the points of the estimator's evaluations come those along the first probe, and along a
+    step, that are asked for; a scale of 0.0 is the iterate itself.
     """
 
-    def __init__(self, method: Method, params: Params, probes: tuple[Probe, ...]) -> None:
+    def __init__(
+        self,
+        estimator: FiniteDifference,
+        params: Params,
+        probes: tuple[Probe, ...],
+        along_probe: tuple[float, ...] = (),
+        along_step: tuple[float, ...] = (),
+        step: tuple[Change, ...] = (),
+    ) -> None:
         self._params = params
         self._single = not is_dict(params)
         self._arrays = leaves_of(params)
-        self._probes = probes
+        self._probes, self._step = probes, step
         self._displace = _arrays.compiled(_displace, self._arrays[0])
-        self._evaluations = method.finite_difference.evaluations
-        self._mirrored = method.finite_difference.mirrored
+        self._shift = _arrays.compiled(_shift, self._arrays[0])
+        extra = [Evaluation(0 if scale else None, scale) for scale in along_probe]
+        extra += [Evaluation(_STEP if scale else None, scale) for scale in along_step]
+        self._evaluations = (*estimator.evaluations, *extra)
+        self._mirrored = (*estimator.mirrored, *(False for _ in extra))
 
     def __len__(self) -> int:
         return len(self._evaluations)
@@ -50,6 +66,8 @@ class Candidates(Sequence[Any]):
         probe, scale = self._evaluations[index]
         if probe is None:
             arrays = [_arrays.copy(x) for x in self._arrays]
+        elif probe == _STEP:
+            arrays = self._shift(self._arrays, self._step, scale)
         else:
             arrays = self._displace(self._arrays, self._probes, probe, scale)
         return self._point(arrays)
@@ -81,6 +99,17 @@ class Candidates(Sequence[Any]):
 
     def _point(self, arrays: list[Array]) -> Any:
         return arrays[0] if self._single else like_params(self._params, arrays)
+
+
+# stands in the place of a probe's index for the direction of a step
+_STEP = -1
+
+
+def _shift(arrays: list[Array], step: tuple[Change, ...], scale: float) -> list[Array]:
+    return [
+        _arrays.low_rank_update(x, c.left, c.right, c.scale * scale)
+        for x, c in zip(arrays, step, strict=True)
+    ]
 
 
 def _displace(
@@ -119,7 +148,7 @@ def perturb(method: Method, params: Params, probes: tuple[Probe, ...]) -> Candid
     >>> len(points), points[0].shape
     (6, (4, 4))
     """
-    return Candidates(method, params, probes)
+    return Candidates(method.finite_difference, params, probes)
 
 
 def apply_step(params: Params, step: tuple[Change, ...]) -> Any:
@@ -217,6 +246,13 @@ def check_gradient(gradient: Any, params: Any) -> Any:
                 name, f"has shape {tuple(g.shape)} and dtype {g.dtype}, not {tuple(x.shape)}"
             )
     return like_params(params, [_arrays.detach(g) for g in leaves_of(gradient)])
+
+
+def frobenius(left: Array | None, right: Array) -> float:
+    """Return the Frobenius norm of ``left @ right`` on the host, without making the product."""
+    xp = _arrays.namespace(right)
+    image = right if left is None else (_arrays.transposed(left) @ left) @ right
+    return math.sqrt(max(float(xp.sum(image * right)), 0.0))
 
 
 def invisible_fraction(x: Array, probe: Probe, smoothing: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from . import _arrays, errors
 from ._arrays import Array
 from .catalog import find_method
 from .constraints import Projection, projection
+from .estimator import FiniteDifference
 from .losses import check_losses
 from .method import Method, State, leaves_of
 from .objective import (
@@ -17,10 +19,12 @@ from .objective import (
     check_finite,
     check_gradient,
     check_params,
+    frobenius,
     invisible_fraction,
 )
 from .rule import Probe
 from .sampling import Sampler
+from .tuning import Geometry, Plan, Tuning, Verdict, start_tuning
 from .update import Change
 
 
@@ -30,6 +34,9 @@ class Point(NamedTuple):
     params: Any
     state: State
     refreshed_at: int  # step for which the subspace was drawn
+    tuning: Tuning | None  # None where learning rate and smoothing were given
+    direction: tuple[Change, ...]  # of the last step, for rate 1; empty where none is needed
+    best: Any  # parameters of the best iterate that a line search measured
 
 
 class Asked(NamedTuple):
@@ -38,6 +45,8 @@ class Asked(NamedTuple):
     step: int
     points: Candidates
     probes: tuple[Probe, ...]
+    estimator: FiniteDifference
+    plan: Plan
 
 
 class Optimizer:
@@ -97,7 +106,8 @@ class Optimizer:
         if self._project is not None:
             params = check_finite(self._project(params), "project(x0)")
         self._like = leaves_of(params)[0]
-        self._point = Point(params, self.method.init(params, seed), refreshed_at=0)
+        tuning = start_tuning(self.method, params)
+        self._point = Point(params, self.method.init(params, seed), 0, tuning, (), params)
         self._asked: Asked | None = None
         self._warned = False
         arrays = leaves_of(params)
@@ -160,9 +170,14 @@ class Optimizer:
 
         They are computed here, where a schedule may be any function, and once a step.
         """
-        step = self._point.state.step
+        step, tuning = self._point.state.step, self._point.tuning
         if self._cached_rates[0] != step:
             rates = self.method.rates(step)
+            if tuning is not None:
+                rules = self.method.matrices, self.method.vectors
+                pairs = zip(rules, rates, strict=True)
+                tuned = [tuning.rate if r.update.tuned else given for r, given in pairs]
+                rates = (tuned[0], tuned[1])
             self._cached_rates = step, rates, float(rates[self._first_kind]) * self._unit
         return self._cached_rates[1:]
 
@@ -180,11 +195,48 @@ class Optimizer:
         if asked is None:
             params, state = self._refreshed()
             probes = self.method.propose(state)
+            estimator, plan = self._estimator(), self._plan()
             if not self._warned and state.step == self._point.refreshed_at:
-                self._warn_of_invisible_probes(params, probes)
-            asked = Asked(state.step, Candidates(self.method, params, probes), probes)
+                self._warn_of_invisible_probes(params, probes, estimator.width)
+            points = Candidates(
+                estimator,
+                params,
+                probes,
+                tuple(s * estimator.width for s in plan.scales) if plan.kind == "noise" else (),
+                plan.scales if plan.kind == "line" else (),
+                self._point.direction,
+            )
+            asked = Asked(state.step, points, probes, estimator, plan)
             self._asked = asked
         return asked.points
+
+    def _plan(self) -> Plan:
+        tuning = self._point.tuning
+        return Plan("") if tuning is None else tuning.plan
+
+    def _estimator(self) -> FiniteDifference:
+        """Return the estimator of the next step."""
+        estimator = self.method.finite_difference
+        tuning = self._point.tuning
+        if tuning is None or not estimator.tuned:
+            return estimator
+        return estimator.at(tuning.smoothing)
+
+    @property
+    def queries(self) -> int:
+        """Number of points that the next `ask` returns, or that a pending one has returned."""
+        return self.method.evaluations_per_step + len(self._plan().scales)
+
+    def skip_noise(self) -> None:
+        """Leave the noise of the function unmeasured, for a run too short to pay for it."""
+        tuning = self._point.tuning
+        if tuning is not None and self.nit == 0 and self._pending() is None:
+            self._point = self._point._replace(tuning=tuning.without_noise())
+
+    @property
+    def smoothing(self) -> float:
+        """Smoothing of the next step."""
+        return self._estimator().width
 
     def _pending(self) -> Asked | None:
         """Return what was asked for the step to be taken next; None if nothing was."""
@@ -193,11 +245,11 @@ class Optimizer:
 
     def _refreshed(self) -> tuple[Any, State]:
         """Return the parameters and the state, with a new subspace if this step needs one."""
-        params, state, refreshed_at = self._point
+        params, state, refreshed_at = self._point[:3]
         every = self.method.refresh_every
         if every and state.step % every == 0 and state.step != refreshed_at:
             state = self.method.refresh(state)
-            self._point = Point(params, state, refreshed_at=state.step)
+            self._point = self._point._replace(state=state, refreshed_at=state.step)
         return params, state
 
     def tell(self, losses: Any) -> None:
@@ -226,19 +278,48 @@ class Optimizer:
         asked = self._pending()
         if asked is None:
             raise errors.tell_before_ask()
-        state = self._point.state
+        state, tuning = self._point.state, self._point.tuning
+        count = len(asked.estimator.evaluations)
+        told = losses if len(asked.points) == count else losses[:count]
+        coefficients = asked.estimator.differences(told)
+        verdict = Verdict(True, False, False)
+        if tuning is not None:
+            tuning, verdict = self._tell_tuning(tuning, asked, coefficients, losses)
+            if not verdict.usable:
+                coefficients = coefficients * math.nan
         # Differences are taken here, outside of compiled code: in float64 for host numbers. The
         # probes are given, so that no sampler is needed: runs that differ in their seeds alone
         # share what was compiled.
         random = state.random if self._draws else None
-        self._move(
-            *self._advance(
-                State(state.step, state.started, state.leaves, random),
-                self.method.finite_difference.differences(losses),
-                asked.probes,
-                self._rates()[0],
-            )
+        new, step = self._advance(
+            State(state.step, state.started, state.leaves, random),
+            coefficients,
+            asked.probes,
+            self._rates()[0],
         )
+        self._move(new, step, tuning, asked.probes, verdict)
+
+    def _tell_tuning(
+        self, tuning: Tuning, asked: Asked, coefficients: Array, losses: Array
+    ) -> tuple[Tuning, Verdict]:
+        """Hand the losses to the tuning, on the host, if it looks at them."""
+        if not tuning.attentive:
+            return tuning.passed(), Verdict(True, False, False)
+        count = len(asked.estimator.evaluations)
+        host = _arrays.to_host(losses).tolist()
+        c = _arrays.to_host(coefficients)
+        return tuning.told(
+            (c if c.ndim == 1 else c[0]).tolist(),
+            host[:count],
+            host[count:],
+            self._geometry(self._point.direction, asked.probes),
+        )
+
+    @staticmethod
+    def _geometry(direction: tuple[Change, ...], probes: tuple[Probe, ...]) -> Geometry:
+        probe = math.hypot(*(frobenius(*p.factors(0)) for p in probes))
+        lengths = [frobenius(c.left, c.right) * abs(float(c.scale)) for c in direction]
+        return Geometry(probe, math.hypot(*lengths))
 
     def descend(self, gradient: Any) -> None:
         """Take a step of a first-order method.
@@ -260,11 +341,21 @@ class Optimizer:
         params, state = self._refreshed()
         random = state.random if self._draws else None
         gradient = check_gradient(gradient, params)
-        self._move(*self._descend(state._replace(random=random), gradient, self._rates()[0]))
+        new, step = self._descend(state._replace(random=random), gradient, self._rates()[0])
+        self._move(new, step, None, (), Verdict(True, False, False))
 
-    def _move(self, new: State, step: tuple[Change, ...]) -> None:
-        params, state, refreshed_at = self._point
-        params = apply_step(params, step)
+    def _move(
+        self,
+        new: State,
+        step: tuple[Change, ...],
+        tuning: Tuning | None,
+        probes: tuple[Probe, ...],
+        verdict: Verdict,
+    ) -> None:
+        before, state, refreshed_at, _, direction, best = self._point
+        if verdict.best:
+            best = before
+        params = best if verdict.retreat else apply_step(before, step)
         if self._project is not None:
             params = self._project(params)
         else:
@@ -273,11 +364,28 @@ class Optimizer:
         # The number of the step stays an integer of the host, whatever was compiled. Parameters,
         # state and the end of the question change in one assignment, between whose halves no
         # interruption can fall.
-        self._point = Point(params, State(state.step + 1, *new[1:3], state.random), refreshed_at)
+        after = State(state.step + 1, *new[1:3], state.random)
+        if tuning is None:
+            best = params
+        elif tuning.tunes_rate:
+            direction = self._direction(after, step)
+            if not tuning.alpha > 0:
+                tuning = tuning.started(self._geometry(direction, probes))
+        self._point = Point(params, after, refreshed_at, tuning, direction, best)
 
-    def _warn_of_invisible_probes(self, params: Any, probes: tuple[Probe, ...]) -> None:
+    def _direction(self, state: State, step: tuple[Change, ...]) -> tuple[Change, ...]:
+        """Return the step for rate 1, nothing where the rate is given."""
+        changes = []
+        for leaf, change in zip(state.leaves, step, strict=True):
+            tuned = self.method.rule(leaf.momentum.ndim).update.tuned
+            unit = 1.0 if leaf.unit is None else leaf.unit
+            changes.append(Change(change.left, change.right, -unit if tuned else 0.0, None))
+        return tuple(changes)
+
+    def _warn_of_invisible_probes(
+        self, params: Any, probes: tuple[Probe, ...], smoothing: float
+    ) -> None:
         """Warn, once, if adding a probe leaves most entries of a parameter as they are."""
-        smoothing = self.method.finite_difference.smoothing
         names = sorted(params) if isinstance(params, dict) else ["x"]
         for name, x, probe in zip(names, leaves_of(params), probes, strict=True):
             fraction = invisible_fraction(x, probe, smoothing)

@@ -26,14 +26,14 @@ class Direction(NamedTuple):
     ----------
     direction : array
         O in the shape of the momentum.
-    kept : array or None
+    kept : array, tuple of arrays, or None
         What it keeps for the next step.
     momentum : array or None
         What it leaves of the momentum; None leaves all.
     """
 
     direction: Array
-    kept: Array | None = None
+    kept: Any = None
     momentum: Array | None = None
 
 
@@ -42,23 +42,33 @@ class Orthogonalizer(Protocol):
 
     draws: ClassVar[bool] = False  # whether `direction` draws numbers
 
-    def init(self, momentum: Array, normal: Normal) -> Array | None:
+    def init(self, momentum: Array, normal: Normal) -> Any:
         """Return what is kept before the first step; by default nothing."""
         return None
 
-    def direction(self, momentum: Array, kept: Array | None, normal: Normal) -> Direction:
+    def direction(self, momentum: Array, kept: Any, normal: Normal) -> Direction:
         """Return the direction for a momentum."""
         ...
 
-    def refresh(self, kept: Array | None, normal: Normal) -> Array | None:
-        """Return what is kept after a refresh of the subspace; by default all."""
+    def observe(self, kept: Any, momentum: Array, gradient: Array, alive: Array) -> Any:
+        """Return what is kept after an estimate that `momentum` does not hold yet.
+
+        By default nothing is made of it.
+        """
         return kept
 
-    def rank(self, kept: Array | None) -> int | None:
+    def refresh(self, kept: Any, normal: Normal, transport: Any = None) -> Any:
+        """Return what is kept after a refresh of the subspace; by default all.
+
+        `transport` carries coordinates of the momentum over to the new frame.
+        """
+        return kept
+
+    def rank(self, kept: Any) -> int | None:
         """Return the number k of directions, None where it is all of them."""
         return None
 
-    def squares(self, momentum: Array, kept: Array | None) -> float | None:
+    def squares(self, momentum: Array, kept: Any) -> float | None:
         """Return the sum of squares of a direction's entries; None if it depends on their scale.
 
         By default that of an isometry: one for each singular value.
@@ -296,22 +306,22 @@ class PowerIteration(Orthogonalizer):
         k = min(self.spectral_rank or max(1, r // 2), r, n)
         return _arrays.namespace(momentum).linalg.qr(normal((*batch, n, k)))[0]
 
-    def direction(self, momentum: Array, kept: Array | None, normal: Normal) -> Direction:
+    def direction(self, momentum: Array, kept: Any, normal: Normal) -> Direction:
         """Return U V^T, keeping V."""
         left, right = _sweep(momentum, kept)
         return Direction(left @ _arrays.transposed(right), right)
 
-    def refresh(self, kept: Array | None, normal: Normal) -> Array | None:
+    def refresh(self, kept: Any, normal: Normal, transport: Any = None) -> Any:
         """Return V, or another Q-factor of a Gaussian matrix."""
         if self.keep_right or kept is None:
             return kept
         return _arrays.namespace(kept).linalg.qr(normal(tuple(kept.shape)))[0]
 
-    def rank(self, kept: Array | None) -> int | None:
+    def rank(self, kept: Any) -> int | None:
         """Return k."""
         return None if kept is None else int(kept.shape[-1])
 
-    def squares(self, momentum: Array, kept: Array | None) -> float:
+    def squares(self, momentum: Array, kept: Any) -> float:
         """Return k, times the matrices of the batch: each of k singular values is 1."""
         return _arrays.size(kept) / int(momentum.shape[-1])
 
@@ -337,7 +347,7 @@ class NewtonSchulz(Orthogonalizer):
         check_name("polynomials", self.polynomials, tuple(_POLYNOMIALS))
         as_python(self, steps=int, eps=partial(not_negative, "eps"))
 
-    def direction(self, momentum: Array, kept: Array | None, normal: Normal) -> Direction:
+    def direction(self, momentum: Array, kept: Any, normal: Normal) -> Direction:
         """Return O."""
         return Direction(_iterate(momentum, self.steps, self.eps, self.polynomials))
 
@@ -346,7 +356,7 @@ class NewtonSchulz(Orthogonalizer):
 class PolarFactor(Orthogonalizer):
     """``O = polar(M)``: the exact matrix sign, by a singular value decomposition."""
 
-    def direction(self, momentum: Array, kept: Array | None, normal: Normal) -> Direction:
+    def direction(self, momentum: Array, kept: Any, normal: Normal) -> Direction:
         """Return O."""
         return Direction(polar(momentum))
 
@@ -363,11 +373,11 @@ class Plain(Orthogonalizer):
 
     weight: float = 1.0
 
-    def direction(self, momentum: Array, kept: Array | None, normal: Normal) -> Direction:
+    def direction(self, momentum: Array, kept: Any, normal: Normal) -> Direction:
         """Return w M."""
         return Direction(momentum if self.weight == 1 else self.weight * momentum)
 
-    def squares(self, momentum: Array, kept: Array | None) -> None:
+    def squares(self, momentum: Array, kept: Any) -> None:
         """Return None: the direction has the scale of the gradient."""
 
 
@@ -375,7 +385,7 @@ class Plain(Orthogonalizer):
 class Normalized(Orthogonalizer):
     """``O = sqrt(d) M / norm(M)`` for an array of d entries: root mean square 1, 0 for M = 0."""
 
-    def direction(self, momentum: Array, kept: Array | None, normal: Normal) -> Direction:
+    def direction(self, momentum: Array, kept: Any, normal: Normal) -> Direction:
         """Return O."""
         xp = _arrays.namespace(momentum)
         largest = xp.max(xp.abs(momentum))
@@ -383,6 +393,6 @@ class Normalized(Orthogonalizer):
         rms = xp.sqrt(xp.mean(scaled * scaled))
         return Direction(scaled / xp.where(largest > 0, rms, 1.0))
 
-    def squares(self, momentum: Array, kept: Array | None) -> float:
+    def squares(self, momentum: Array, kept: Any) -> float:
         """Return d: the root mean square is 1."""
         return _arrays.size(momentum)

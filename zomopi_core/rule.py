@@ -25,7 +25,7 @@ class LeafState(NamedTuple):
         M in subspace coordinates, working dtype.
     moments : tuple of arrays, or None
         What the momentum part keeps beside M.
-    right : array of shape (..., n, k), or None
+    right : array of shape (..., n, k), NamedTuple of arrays, or None
         V of the power iteration, or what another orthogonalizer keeps.
     unit : 0-d array or None
         Factor of a default learning rate, or what another update keeps.
@@ -34,7 +34,7 @@ class LeafState(NamedTuple):
     frame: Array | None
     momentum: Array
     moments: Any
-    right: Array | None
+    right: Any
     unit: Array | None
 
 
@@ -104,7 +104,7 @@ class Rule:
             return state
         momentum = self.momentum.carry_over(state.momentum, transport)
         normal = self._normal(random, leaf, step, momentum)
-        right = self.orthogonalizer.refresh(state.right, normal)
+        right = self.orthogonalizer.refresh(state.right, normal, transport)
         return state._replace(frame=frame, momentum=momentum, right=right)
 
     def draw(
@@ -135,10 +135,14 @@ class Rule:
         momentum, moments, used = self.momentum.update(
             state.momentum, state.moments, gradient, alive, started
         )
+        kept = self.orthogonalizer.observe(state.right, state.momentum, gradient, alive)
         direction, right, remainder = self.orthogonalizer.direction(
-            used, state.right, self._normal(random, leaf, step, gradient)
+            used, kept, self._normal(random, leaf, step, gradient)
         )
-        if right is not None:
+        if isinstance(right, tuple):  # a NamedTuple of arrays
+            pairs = zip(right, state.right, strict=True)
+            right = type(right)(*(xp.where(alive > 0, new, old) for new, old in pairs))
+        elif right is not None:
             right = xp.where(alive > 0, right, state.right)
         if remainder is not None:
             momentum = xp.where(alive > 0, remainder, state.momentum)

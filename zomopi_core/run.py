@@ -22,6 +22,8 @@ from .sampling import step_key
 # they are a small part of the budget; below this many steps only that on the best point is.
 CHECKS = 3
 _STEPS_WORTH_CHECKS = 10
+# A budget of this many steps pays for measuring the noise of the function.
+_NOISE_WORTH = 20
 
 _MESSAGES = {
     "max_queries": "The budget of evaluations is spent.",
@@ -151,11 +153,13 @@ class Run:
         self.seed, self.constrained = seed, constrained
         self.max_queries, self.max_steps, self.max_time = max_queries, max_steps, max_time
         self.target, self.stagnation = target, stagnation
-        self.per_step = queries_per_step(optimizer.method, constrained)
+        per_step = queries_per_step(optimizer.method, constrained)
         # Probes may lie outside of the constraints, so that only iterates may be returned; their
         # loss is known from a baseline or from an evaluation of its own.
-        self.evaluates_iterate = self.per_step > optimizer.method.evaluations_per_step > 0
-        self.spare = spare_queries(max_queries, self.per_step)
+        self.evaluates_iterate = per_step > optimizer.method.evaluations_per_step > 0
+        self.spare = spare_queries(max_queries, per_step)
+        if max_queries is not None and max_queries < _NOISE_WORTH * per_step:
+            optimizer.skip_noise()
         self.best = Best(optimizer.x)
         self.rows: list[tuple[int, float, float, float, float]] = []
         self.began = time.perf_counter()
@@ -182,12 +186,13 @@ class Run:
             self.best.offer(self.evaluate_at(optimizer.x), optimizer.nit, optimizer.x)
         candidates = optimizer.ask()
         losses, host = self.evaluate(candidates)
-        loss = sum(host) / len(host)
+        of_probes = host[: optimizer.method.evaluations_per_step]
+        loss = sum(of_probes) / len(of_probes)
         if not math.isfinite(loss):
-            finite = [x for x in host if math.isfinite(x)]
+            finite = [x for x in of_probes if math.isfinite(x)]
             loss = sum(finite) / len(finite) if finite else math.nan
         if not self.constrained:
-            lowest = min(host) if math.isfinite(loss) else -math.inf
+            lowest = min(host) if math.isfinite(sum(host)) else -math.inf
             if lowest < self.best.loss:
                 self.best.offer_candidates(host, optimizer.nit + 1, candidates)
         elif not self.evaluates_iterate:  # the baseline is the iterate
@@ -238,7 +243,7 @@ class Run:
         if self.target is not None and self.reached(self.target):
             return "target"
         left = math.inf if self.max_queries is None else self.max_queries - calls
-        if left - min(self.spare, 2) < self.per_step:
+        if left - min(self.spare, 2) < self.next_queries:
             return "max_queries"
         if self.max_steps is not None and nit >= self.max_steps:
             return "max_steps"
@@ -256,6 +261,13 @@ class Run:
         if self.best.loss <= target and self.affords(1):
             self.best.correct(self.evaluate_at(self.best.point))
         return self.best.loss <= target
+
+    @property
+    def next_queries(self) -> int:
+        """Queries of the next step."""
+        if self.gradient is not None:
+            return 1
+        return self.optimizer.queries + self.evaluates_iterate
 
     def affords(self, queries: int) -> bool:
         """Tell whether the budget pays for so many evaluations more."""

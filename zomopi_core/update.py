@@ -202,8 +202,11 @@ class Update:
 
     Parameters
     ----------
-    learning_rate : float, schedule or None
-        eta, or a callable of the step; None takes a default.
+    learning_rate : float, schedule, "auto" or None
+        eta, or a callable of the step. With ``"auto"`` whoever evaluates the function measures
+        the rate (`tuning`), in units of the size of the parameters at the start
+        (`typical_size`) where steps are normalised; 0.01 for whoever does not. None takes a
+        default.
     weight_decay : float
         lambda.
     horizon : int or None
@@ -218,16 +221,22 @@ class Update:
         ``"ratio"`` for sqrt(m/n).
     """
 
-    learning_rate: float | Schedule | None
+    learning_rate: float | Schedule | str | None
     weight_decay: float = 0.0
     horizon: int | None = None
     name: str = "learning_rate"
     aspect: str | None = None
 
     def __post_init__(self) -> None:
-        if self.learning_rate is not None and not callable(self.learning_rate):
+        given = self.learning_rate is not None and not self.tuned
+        if given and not callable(self.learning_rate):
             as_python(self, learning_rate=partial(positive, self.name))
         as_python(self, weight_decay=partial(not_negative, "weight_decay"))
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the learning rate is measured during the run."""
+        return isinstance(self.learning_rate, str) and self.learning_rate == "auto"
 
     def init(self, x: Array, columns: int, gain: float | None) -> Array | None:
         """Return the unit of the learning rate, a 0-d array, or None where it is 1.
@@ -243,6 +252,8 @@ class Update:
             step has the scale of the gradient.
         """
         xp = _arrays.namespace(x)
+        if self.tuned:
+            return None if gain is None else typical_size(x, columns) * gain
         if self.learning_rate is not None:
             if self.aspect is None or x.ndim < 2:
                 return None
@@ -264,6 +275,8 @@ class Update:
 
     def rate(self, step: Any) -> Any:
         """Return the learning rate of `step`, in units of `init` where it was not given."""
+        if self.tuned:
+            return 0.01
         if self.learning_rate is None:
             return 1.0 if self._fall is None else self._fall(step)
         if not callable(self.learning_rate):
@@ -331,7 +344,7 @@ class NormAdaptive(Update):
 
     def init(self, x: Array, columns: int, gain: float | None) -> Array:
         """Return v_0."""
-        if self.learning_rate is None:
+        if self.learning_rate is None or self.tuned:
             raise errors.needs_learning_rate(self.name)
         xp = _arrays.namespace(x)
         dtype = _arrays.working_dtype(x)

@@ -1,0 +1,114 @@
+"""The minimiser of a function along a line, from values at a few steps, with or without noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Differences of this many noise levels are taken at face value; smaller ones are fitted.
+_CLEAR = 20.0
+# What a fit keeps of the searches before: the slope falls as the run goes on.
+_KEPT = 0.6
+
+
+def line_minimum(scales: Sequence[float], losses: Sequence[float]) -> float:
+    """Return the step that minimises F along a line, near the steps at which it was evaluated.
+
+    The minimiser of the parabola through the lowest value and its neighbours.
+
+    Parameters
+    ----------
+    scales : sequence of float
+        Steps in rising order, the first one 0.0, which may occur more than once.
+    losses : sequence of float
+        F at these steps; NaN or infinity is a step too far.
+
+    Returns
+    -------
+    float
+        Positive: at least an eighth of the smallest positive step, at most twice the largest.
+
+    Examples
+    --------
+    >>> from zomopi_core.line_search import line_minimum
+    >>> line_minimum([0.0, 0.5, 1.0, 2.0], [(a - 0.75) ** 2 for a in (0.0, 0.5, 1.0, 2.0)])
+    0.75
+    """
+    smallest, largest = (f(s for s in scales if s > 0) for f in (min, max))
+    lowest, highest = smallest / 8.0, 2.0 * largest
+    # A step that failed bounds the others: beyond it there is nothing to extrapolate to.
+    for step, loss in zip(scales, losses, strict=True):
+        if not math.isfinite(loss):
+            highest = min(highest, max(step / 2.0, lowest))
+    steps, values = _means(scales, losses)
+    if len(steps) < 3 or steps[0] > 0:  # nothing to fit: too far, or F(x) is unknown
+        return min(smallest / 4.0, highest)
+    i = min(max(values.index(min(values)), 1), len(steps) - 2)
+    vertex = _vertex(steps[i - 1 : i + 2], values[i - 1 : i + 2])
+    if vertex is None:  # no minimum between: as far as F still falls
+        vertex = highest if values[-1] < values[0] else lowest
+    return min(max(vertex, lowest), highest)
+
+
+def _means(scales: Sequence[float], losses: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return the distinct steps with finite values, and the means of these."""
+    seen: dict[float, list[float]] = {}
+    for step, loss in zip(scales, losses, strict=True):
+        if math.isfinite(loss):
+            seen.setdefault(step, []).append(loss)
+    return list(seen), [sum(v) / len(v) for v in seen.values()]
+
+
+def _vertex(steps: Sequence[float], values: Sequence[float]) -> float | None:
+    """Return the minimiser of the parabola through three points, None if it opens downwards."""
+    (a, b, c), (fa, fb, fc) = steps, values
+    left, right = (fb - fa) / (b - a), (fc - fb) / (c - b)
+    curvature = (right - left) / (c - a)
+    if not curvature > 0:
+        return None
+    return 0.5 * (a + b) - 0.5 * left / curvature
+
+
+def is_clear(losses: Sequence[float], noise: float) -> bool:
+    """Tell whether the values along a line differ by much more than their noise."""
+    finite = [x for x in losses if math.isfinite(x)]
+    return not finite or max(finite) - min(finite) > _CLEAR * noise or noise == 0
+
+
+class Parabola(NamedTuple):
+    """Least squares for ``F(a) - F(0) = -s a + h a^2 / 2`` over several noisy line searches.
+
+    Attributes
+    ----------
+    normal : tuple of float
+        Upper half of the 2 x 2 normal matrix, row by row.
+    right : tuple of float
+        Right-hand side.
+    """
+
+    normal: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    right: tuple[float, float] = (0.0, 0.0)
+
+    def add(self, scales: Sequence[float], losses: Sequence[float]) -> Parabola:
+        """Return the fit with another search, the earlier ones counting less."""
+        steps, values = _means(scales, losses)
+        if not steps or steps[0] > 0:
+            return self
+        a, y = np.asarray(steps[1:]), np.asarray(values[1:]) - values[0]
+        design: Any = np.stack([-a, 0.5 * a * a])
+        new, right = design @ design.T, design @ y
+        old = [_KEPT * value for value in (*self.normal, *self.right)]
+        sums = (new[0, 0], new[0, 1], new[1, 1], right[0], right[1])
+        total = [float(o + n) for o, n in zip(old, sums, strict=True)]
+        return Parabola((total[0], total[1], total[2]), (total[3], total[4]))
+
+    def solve(self) -> tuple[float, float]:
+        """Return the slope s and the curvature h; (0, 0) if there is nothing to fit."""
+        (aa, ab, bb), (ya, yb) = self.normal, self.right
+        determinant = aa * bb - ab * ab
+        if not determinant > 1e-12 * aa * bb:
+            return 0.0, 0.0
+        return (ya * bb - yb * ab) / determinant, (yb * aa - ya * ab) / determinant

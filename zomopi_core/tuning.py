@@ -1,0 +1,410 @@
+"""Learning rate and smoothing, measured: a line search for the one, the noise of F for the other.
+
+**Noise.** With the first probes F is evaluated at seven points along one of them; `noise_level`
+tells its noise s. The smoothing mu starts small and is raised until the differences of a step
+stand three times above the noise; such steps estimate nothing and change nothing.
+
+**Learning rate.** At some steps F is also evaluated at a few points along the direction of the
+step before, and a parabola gives the minimiser alpha. With a momentum of memory T = 1/(1 - beta)
+the rate is alpha / T: while the momentum keeps its direction, the steps together go as far as the
+line search says. Nothing else decides how far to go, so the rate follows the problem from any
+first guess, rises and falls with the distance that is left, and does not depend on the scale of F
+or on a constant in it. Until the first minimum is found, on a grid of powers of eight, nothing
+moves, and the estimates at the start are averaged.
+
+**Smoothing.** A third of the way to the line's minimum, as a length, is small against the radius
+over which the gradient turns; mu is that, or more where the noise asks for it, and never less
+than the floating-point format of the parameters can represent.
+
+**Retreat.** If F has risen at the iterate by as much as it had fallen before, or is not finite,
+the iterate goes back to the best one at which it was measured, and the rate falls.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from . import _arrays, errors
+from .line_search import Parabola, is_clear, line_minimum
+from .method import Method, leaves_of
+from .noise import noise_level
+from .update import typical_size
+
+# Points of the first line, and their distance over the smoothing: near enough for F to be a
+# polynomial between them, far enough for float32 parameters to tell them apart.
+_NOISE_POINTS = 7
+_NOISE_SPACING = 0.1
+# The smoothing at the start, its least value in units in the last place, and its largest, over
+# the size of the parameters.
+_START = 1e-3
+_LEAST = 16.0
+_MOST = 3.0
+# Differences of a step over their noise that are aimed at (1/9 of variance is then noise), and
+# above which they are good enough; how much mu grows at a time, and how often at most.
+_ABOVE_NOISE = 3.0
+_GOOD_ENOUGH = 2.0
+_GROWTH = 4.0
+# Noise of a function with steps, in steps: between two points it crosses many, up and down.
+_STEPS = 15.0
+_MOST_RAISES = 12
+# The smoothing as a part of the way to the minimum along a line.
+_PART_OF_WAY = 0.3
+_CHANGE = 4.0  # largest change of mu at a time
+# Search for the first minimum: powers of eight, four at a time.
+_COARSE = (1.0, 8.0, 64.0, 512.0)
+_MOST_ROUNDS = 16
+# Later searches: F at the iterate and around the minimum found last.
+_FINE = (0.5, 1.0, 2.0)
+# Where F is noisy: more of them, and as far out as it takes for the parabola to rise by several
+# noise levels, within a factor.
+_NOISY = (0.0, 0.0, 0.0, 0.5, 1.0, 1.5, 2.0)
+_VISIBLE = 8.0
+_FAR = 16.0
+# At least so many evaluations lie between two searches; a search takes three to five.
+_BETWEEN = 80
+
+
+class Plan(NamedTuple):
+    """Points that a step needs beside its probes: along a probe, or along the last direction."""
+
+    kind: str  # "", "noise" or "line"
+    scales: tuple[float, ...] = ()
+
+
+class Geometry(NamedTuple):
+    """Lengths that the line search compares, Frobenius norms over all parameters."""
+
+    probe: float  # of a probe for smoothing 1
+    direction: float  # of the direction for rate 1
+
+
+class Verdict(NamedTuple):
+    """What becomes of a step."""
+
+    usable: bool  # whether its losses make an estimate
+    retreat: bool  # whether the iterate goes back to the best one
+    best: bool  # whether the iterate is the best one
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The state of the tuning of a run; each of its methods returns a new one.
+
+    Attributes
+    ----------
+    tunes_rate, tunes_smoothing : bool
+    memory : float
+        Steps over which the momentum averages.
+    evaluations : int
+        Evaluations of a step's probes.
+    noise_gain : float
+        Standard deviation of mu c for a loss with noise 1.
+    smoothing, least_smoothing, most_smoothing : float
+        mu now, and its bounds.
+    rate : float
+        Learning rate of the next step; 0 until the first minimum was found.
+    alpha : float
+        Minimiser along the direction, or the start of the grid before there is one.
+    noise : float
+        Standard deviation of a loss.
+    """
+
+    tunes_rate: bool
+    tunes_smoothing: bool
+    memory: float
+    evaluations: int
+    noise_gain: float
+    smoothing: float
+    least_smoothing: float
+    most_smoothing: float
+    rate: float = 0.0
+    alpha: float = 0.0
+    noise: float = 0.0
+    grain: float = 0.0  # what a function with steps adds to the noise of its differences
+    random: bool = False  # whether F gives another value at the same point
+    measured: bool = False  # the noise
+    raises: int = 0  # of the smoothing, before it was settled
+    steepest: float = 0.0  # slope seen meanwhile
+    settled: bool = False  # the smoothing
+    rounds: int = 0  # of the first search
+    shrunk: bool = False  # whether it began too far out
+    found: bool = False  # the first minimum
+    steps: int = 0  # that made an estimate
+    next_search: int = 1
+    first: float = math.nan  # F at the start
+    lowest: float = math.inf  # F at the best iterate measured
+    parabola: Parabola = field(default_factory=Parabola)  # of the noisy searches
+
+    @property
+    def plan(self) -> Plan:
+        """The points that the next step needs beside its probes."""
+        if not self.measured:
+            return Plan("noise", tuple(_NOISE_SPACING * i for i in range(_NOISE_POINTS)))
+        if not self.tunes_rate or not self.settled or not self.alpha > 0:
+            return Plan("")
+        if self.steps < self.next_search:
+            return Plan("")
+        if not self.found:
+            return Plan("line", (0.0, *(self.alpha * s for s in _COARSE)))
+        if not self.random:
+            return Plan("line", (0.0, *(self.alpha * s for s in _FINE)))
+        return Plan("line", tuple(self._reach * s for s in _NOISY))
+
+    @property
+    def _reach(self) -> float:
+        """Step around which a noisy function is searched: its curvature can be seen there."""
+        curvature = self.parabola.solve()[1]
+        visible = math.sqrt(_VISIBLE * self.noise / curvature) if curvature > 0 else 0.0
+        return min(max(self.alpha, visible), _FAR * self.alpha)
+
+    @property
+    def attentive(self) -> bool:
+        """Whether the losses of the next step must be known on the host."""
+        if not self.measured or not self.settled or self.plan.kind:
+            return True
+        # without a line search the smoothing follows the noise at the same pace
+        return self.tunes_smoothing and self.steps >= self.next_search
+
+    def without_noise(self) -> Tuning:
+        """Return the tuning for a run too short to measure the noise."""
+        return replace(self, measured=True, settled=True)
+
+    def passed(self) -> Tuning:
+        """Return the tuning after a step at which it looked at nothing."""
+        return replace(self, steps=self.steps + 1)
+
+    def told(
+        self,
+        coefficients: Sequence[float],
+        losses: Sequence[float],
+        extra: Sequence[float],
+        geometry: Geometry,
+    ) -> tuple[Tuning, Verdict]:
+        """Return the tuning after a step, and what becomes of the step.
+
+        Parameters
+        ----------
+        coefficients : sequence of float
+            c of the step's probes, NaN where an evaluation failed.
+        losses : sequence of float
+            Of the step's probes.
+        extra : sequence of float
+            Losses at the points of `plan`.
+        geometry : Geometry
+            Lengths of the direction along which `plan` asked.
+        """
+        plan, new = self.plan, self
+        retreat = best = False
+        if plan.kind == "noise":
+            new = new._with_noise(losses, extra)
+        slope = _root_mean_square(coefficients)
+        if not new.settled:
+            new = new._settle(slope, losses)
+            if not new.settled:
+                return new, Verdict(False, False, False)
+        if plan.kind == "line":
+            new, retreat, best = new._searched(plan.scales, extra, geometry)
+        if self.settled and self.attentive:
+            new = new._smoothed(slope, geometry)
+        if slope > 0 or retreat:
+            new = replace(new, steps=self.steps + 1)
+        return new, Verdict(True, retreat, best)
+
+    def _with_noise(self, losses: Sequence[float], extra: Sequence[float]) -> Tuning:
+        noise = noise_level(extra) or 0.0
+        return replace(
+            self,
+            measured=True,
+            noise=noise,
+            random=noise > 0,
+            settled=not self.tunes_smoothing,
+            first=extra[0],
+            lowest=extra[0] if math.isfinite(extra[0]) else math.inf,
+        )
+
+    def _settle(self, slope: float, losses: Sequence[float]) -> Tuning:
+        """Return the tuning with more smoothing, or settled if there is enough of it."""
+        finite = [x for x in losses if math.isfinite(x)]
+        distinct = sorted(set(finite))
+        new, spread = self, slope * self.smoothing
+        if len(distinct) <= len(finite) // 2:
+            gaps = [b - a for a, b in itertools.pairwise(distinct)]
+            step = min(gaps, default=0.0)
+            new = replace(new, noise=max(new.noise, step), grain=max(new.grain, _STEPS * step))
+            enough = False
+        else:
+            enough = spread >= _GOOD_ENOUGH * self.noise_gain * max(new.noise, new.grain)
+        if enough or self.raises == _MOST_RAISES or self.smoothing >= self.most_smoothing:
+            return replace(new, settled=True)
+        if slope < 0.5 * self.steepest and spread > _GOOD_ENOUGH * self.noise_gain * new.noise:
+            # Too far for F to go on as it began: the smoothing before was the best there is.
+            return replace(new, settled=True, smoothing=self.smoothing / _GROWTH)
+        growth = _GROWTH if spread > 0 else _GROWTH**2
+        smoothing = min(self.smoothing * growth, self.most_smoothing)
+        steepest = max(slope, self.steepest)
+        return replace(new, smoothing=smoothing, steepest=steepest, raises=self.raises + 1)
+
+    def _searched(
+        self, scales: Sequence[float], losses: Sequence[float], geometry: Geometry
+    ) -> tuple[Tuning, bool, bool]:
+        """Return the tuning after a line search, whether to retreat, whether this is the best."""
+        here = [x for s, x in zip(scales, losses, strict=True) if s == 0]
+        value = sum(here) / len(here)
+        new = self
+        if len(here) > 1 and all(map(math.isfinite, here)):
+            noise = math.sqrt(0.9 * self.noise**2 + 0.1 * (here[0] - here[1]) ** 2 / 2)
+            # Noise of rounding is the same each time: it is not seen in a repetition.
+            known = self.noise if here[0] == here[1] else noise
+            new = replace(new, noise=known, random=here[0] != here[1])
+        if not self.found:
+            new = new._coarse(scales, losses)
+            return replace(new, lowest=min(value, new.lowest)), False, True
+        margin = 6.0 * self.noise
+        fallen = max(self.first - self.lowest, 0.0) if math.isfinite(self.first) else 0.0
+        least = min(filter(math.isfinite, losses), default=math.inf)
+        if not value - max(0.5 * fallen, value - least) <= self.lowest + margin:
+            alpha = self.alpha / 4.0
+            soon = replace(new, alpha=alpha, rate=self.rate / 4.0, next_search=self.steps + 2)
+            return soon, True, False
+        new, minimum = new._minimum(scales, losses)
+        alpha = math.sqrt(self.alpha * minimum)
+        pause = min(max(1, self.steps), self._interval)
+        new = replace(
+            new,
+            alpha=alpha,
+            rate=alpha / self._age,
+            next_search=self.steps + 1 + pause,
+            lowest=min(value, self.lowest),
+        )
+        return new, False, value <= self.lowest + margin
+
+    def _minimum(self, scales: Sequence[float], losses: Sequence[float]) -> tuple[Tuning, float]:
+        """Return the tuning after a later search, and the minimiser."""
+        if is_clear(losses, self.noise):
+            return replace(self, parabola=Parabola().add(scales, losses)), line_minimum(
+                scales, losses
+            )
+        new = replace(self, parabola=self.parabola.add(scales, losses))
+        slope, curvature = new.parabola.solve()
+        minimum = slope / curvature if curvature > 0 else math.inf if slope > 0 else 0.0
+        return new, min(max(minimum, self.alpha / 4.0), 4.0 * self.alpha)
+
+    @property
+    def _interval(self) -> int:
+        return max(1, round(max(self.memory, _BETWEEN / self.evaluations)))
+
+    @property
+    def _age(self) -> float:
+        """Steps that the momentum averages by now."""
+        beta = 1.0 - 1.0 / self.memory
+        return (1.0 - beta ** max(1, self.steps)) * self.memory
+
+    def _coarse(self, scales: Sequence[float], losses: Sequence[float]) -> Tuning:
+        """Return the tuning after a round of the first search."""
+        rounds = self.rounds + 1
+        tried = [(s, x) for s, x in zip(scales, losses, strict=True) if math.isfinite(x)]
+        base = tried[0][1] if tried and tried[0][0] == 0 else math.nan
+        tolerance = 2.0 * math.sqrt(2.0) * self.noise
+        ahead = tried[1:]
+        if not ahead or not math.isfinite(base):
+            return self._elsewhere(1.0 / (8.0 * _COARSE[-1]), shrunk=True)
+        lowest = min(x for _, x in ahead)
+        risen = ahead[-1][1] > lowest + tolerance or len(tried) < len(scales)
+        if lowest < base - tolerance:
+            if risen or rounds == _MOST_ROUNDS:
+                return self._found(line_minimum(scales, losses))
+            return self._elsewhere(_COARSE[-1])
+        hidden = [s for s, x in ahead if x <= base + tolerance]
+        if hidden and (risen or self.shrunk or rounds == _MOST_ROUNDS):
+            return self._found(hidden[-1])  # the minimum lies below the noise
+        if hidden:
+            return self._elsewhere(_COARSE[-1])
+        if rounds == _MOST_ROUNDS:
+            return self._found(scales[1] / 8.0)
+        return self._elsewhere(1.0 / (8.0 * _COARSE[-1]), shrunk=True)
+
+    def _elsewhere(self, factor: float, *, shrunk: bool = False) -> Tuning:
+        """Return the tuning with the next grid of the first search."""
+        return replace(
+            self,
+            alpha=self.alpha * factor,
+            rounds=self.rounds + 1,
+            shrunk=self.shrunk or shrunk,
+            next_search=self.steps + 1,
+        )
+
+    def _found(self, alpha: float) -> Tuning:
+        return replace(
+            self,
+            found=True,
+            alpha=alpha,
+            rate=alpha / self._age,
+            next_search=self.steps + 2,
+        )
+
+    def started(self, geometry: Geometry) -> Tuning:
+        """Return the tuning with the first step of the search, from the size of a probe."""
+        if not self.settled or not geometry.direction > 0 or not geometry.probe > 0:
+            return self
+        # As far as a probe, where noise hides what is nearer, else a tenth of it.
+        part = 1.0 if self.raises else 0.1
+        return replace(self, alpha=part * self.smoothing * geometry.probe / geometry.direction)
+
+    def _smoothed(self, slope: float, geometry: Geometry) -> Tuning:
+        """Return the tuning with the smoothing for the next steps."""
+        if not self.tunes_smoothing:
+            return self
+        wanted = self.least_smoothing
+        if self.found:
+            wanted = _PART_OF_WAY * self.alpha * geometry.direction / geometry.probe
+        elif self.tunes_rate:
+            return self
+        if slope > 0:
+            noise = self.noise_gain * max(self.noise, self.grain)
+            wanted = max(wanted, _ABOVE_NOISE * noise / slope)
+        wanted = math.sqrt(self.smoothing * wanted)  # the slope of one step is uncertain
+        wanted = min(max(wanted, self.smoothing / _CHANGE), self.smoothing * _CHANGE)
+        wanted = min(max(wanted, self.least_smoothing), self.most_smoothing)
+        new = replace(self, smoothing=wanted)
+        if not self.tunes_rate:
+            new = replace(new, next_search=self.steps + self._interval)
+        return new
+
+
+def start_tuning(method: Method, params: Any) -> Tuning | None:
+    """Return the tuning of a run from `params`, None if there is nothing to tune."""
+    if method.estimator is None:
+        for rule in (method.matrices, method.vectors):
+            if rule.update.tuned:
+                raise errors.needs_learning_rate(rule.update.name)
+        return None
+    rules = [(method.rule(x.ndim), x) for x in leaves_of(params)]
+    tunes_rate = any(rule.update.tuned for rule, _ in rules)
+    estimator = method.estimator
+    if not tunes_rate and not estimator.tuned:
+        return None
+    sizes = [(float(typical_size(x, rule.subspace.columns(x.shape))), x) for rule, x in rules]
+    smallest = min(size for size, _ in sizes)
+    least = max(_LEAST * _arrays.epsilon(x) * size for size, x in sizes)
+    return Tuning(
+        tunes_rate=tunes_rate,
+        tunes_smoothing=estimator.tuned,
+        memory=max(rule.momentum.memory for rule, _ in rules),
+        evaluations=len(estimator.evaluations),
+        noise_gain=estimator.noise_gain,
+        smoothing=max(_START * smallest, least) if estimator.tuned else estimator.width,
+        least_smoothing=least,
+        most_smoothing=_MOST * max(size for size, _ in sizes),
+    )
+
+
+def _root_mean_square(values: Sequence[float]) -> float:
+    finite = [v for v in values if math.isfinite(v)]
+    largest = max(map(abs, finite), default=0.0)
+    if not largest > 0:
+        return 0.0
+    return largest * math.sqrt(sum((v / largest) ** 2 for v in finite) / len(finite))
