@@ -15,6 +15,7 @@ from .linear_methods import (
     mezo,
     mezo_adam,
     mezo_momentum,
+    mezo_svrg,
     subzero,
     zo_sgd,
 )
@@ -267,6 +268,7 @@ _MAKERS: tuple[Callable[..., Method], ...] = (
     mezo,
     mezo_momentum,
     mezo_adam,
+    mezo_svrg,
     lozo,
     lozo_m,
     subzero,

@@ -26,9 +26,20 @@ class Candidates(Sequence[Any]):
 
     A sequence of arrays, or of dicts of arrays: each new, none shared with the parameters. Only
     what the caller keeps stays in memory.
+
+    Attributes
+    ----------
+    full_batch : bool
+        Whether the losses are wanted of all data, and not of a batch that these points share.
     """
 
-    def __init__(self, method: Method, params: Params, probes: tuple[Probe, ...]) -> None:
+    def __init__(
+        self,
+        method: Method,
+        params: Params,
+        probes: tuple[Probe, ...],
+        snapshot: Params | None = None,
+    ) -> None:
         self._params = params
         self._single = not is_dict(params)
         self._arrays = leaves_of(params)
@@ -36,6 +47,10 @@ class Candidates(Sequence[Any]):
         self._displace = _arrays.compiled(_displace, self._arrays[0])
         self._evaluations = method.finite_difference.evaluations
         self._mirrored = method.finite_difference.mirrored
+        self.full_batch = method.finite_difference.full_batch
+        self._snapshot = self._arrays if snapshot is None else leaves_of(snapshot)
+        if snapshot is None and any(e.snapshot for e in self._evaluations):
+            raise errors.needs_snapshot(method.name)
 
     def __len__(self) -> int:
         return len(self._evaluations)
@@ -47,11 +62,12 @@ class Candidates(Sequence[Any]):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        probe, scale = self._evaluations[index]
+        probe, scale, snapshot = self._evaluations[index]
+        base = self._snapshot if snapshot else self._arrays
         if probe is None:
-            arrays = [_arrays.copy(x) for x in self._arrays]
+            arrays = [_arrays.copy(x) for x in base]
         else:
-            arrays = self._displace(self._arrays, self._probes, probe, scale)
+            arrays = self._displace(base, self._probes, probe, scale)
         return self._point(arrays)
 
     def __iter__(self) -> Iterator[Any]:
@@ -68,11 +84,12 @@ class Candidates(Sequence[Any]):
                 yield self[i]
 
     def _pairs(self, index: int) -> list[tuple[Array, Array]] | None:
-        probe, scale = self._evaluations[index]
+        probe, scale, snapshot = self._evaluations[index]
         if probe is None:
             return None
         pairs = []
-        for x, p in zip(self._arrays, self._probes, strict=True):
+        base = self._snapshot if snapshot else self._arrays
+        for x, p in zip(base, self._probes, strict=True):
             pair = _arrays.low_rank_pair(x, *p.factors(probe), scale)
             if pair is None:
                 return None
@@ -92,7 +109,12 @@ def _displace(
     ]
 
 
-def perturb(method: Method, params: Params, probes: tuple[Probe, ...]) -> Candidates:
+def perturb(
+    method: Method,
+    params: Params,
+    probes: tuple[Probe, ...],
+    snapshot: Params | None = None,
+) -> Candidates:
     """Return the points at which a step needs the loss, in the order in which it needs it.
 
     Parameters
@@ -102,12 +124,15 @@ def perturb(method: Method, params: Params, probes: tuple[Probe, ...]) -> Candid
         The current parameters; they are left as they are.
     probes : tuple of Probe
         What ``method.propose`` returned.
+    snapshot : array or dict of arrays, optional
+        The parameters at the last snapshot, for a method that compares with them.
 
     Returns
     -------
     sequence of arrays or dicts of arrays
-        ``[baseline where there is one], +1, -1, +2, -2, ...`` or ``+1, +2, ...``. Each is made
-        when it is asked for.
+        ``[baseline where there is one], +1, -1, +2, -2, ...`` or ``+1, +2, ...``; then, where
+        there is a snapshot to compare with, the same around it. Each is made when it is asked
+        for. The attribute `full_batch` tells whether their losses are wanted of all data.
 
     Examples
     --------
@@ -119,7 +144,7 @@ def perturb(method: Method, params: Params, probes: tuple[Probe, ...]) -> Candid
     >>> len(points), points[0].shape
     (6, (4, 4))
     """
-    return Candidates(method, params, probes)
+    return Candidates(method, params, probes, snapshot)
 
 
 def apply_step(params: Params, step: tuple[Change, ...]) -> Any:
@@ -247,7 +272,9 @@ class Objective:
         self.takes_key = takes_key(fun)
         self.calls = 0  # evaluations of F, counted as they begin
 
-    def __call__(self, points: Sequence[Any], key: int, failure: Callable[..., Any]) -> Array:
+    def __call__(
+        self, points: Sequence[Any], key: int | None, failure: Callable[..., Any]
+    ) -> Array:
         """Return the losses of `points`, 1-d; `failure` makes a loss of an exception."""
         keywords = {"key": key} if self.takes_key else {}
         if self.vectorized:

@@ -24,12 +24,20 @@ from .sampling import Sampler
 from .update import Change
 
 
+class Snapshot(NamedTuple):
+    """Parameters remembered by a method with `Method.snapshots`, and the step they began."""
+
+    params: Any
+    step: int
+
+
 class Point(NamedTuple):
     """Parameters and the method's state that belongs to them; replaced as a whole."""
 
     params: Any
     state: State
     refreshed_at: int  # step for which the subspace was drawn
+    snapshot: Snapshot | None = None
 
 
 class Asked(NamedTuple):
@@ -38,6 +46,7 @@ class Asked(NamedTuple):
     step: int
     points: Candidates
     probes: tuple[Probe, ...]
+    method: Method
 
 
 class Optimizer:
@@ -113,13 +122,17 @@ class Optimizer:
         # The rates are given, so that runs of different length share what was compiled.
         method = self.method.with_horizon(None)
         self._advance, self._descend = method.advance, method.descend
+        at_snapshot = method if method.snapshots is None else method.snapshots.method
+        self._advance_at_snapshot = at_snapshot.advance
         if not self._draws or self._point.state.random.can_be_traced:
             self._advance = _arrays.compiled(self._advance, self._like)
             self._descend = _arrays.compiled(self._descend, self._like)
+            self._advance_at_snapshot = _arrays.compiled(self._advance_at_snapshot, self._like)
 
     def __getstate__(self) -> dict[str, Any]:
         # What was compiled stays behind, and so do the points: they are made again.
-        state = {k: v for k, v in self.__dict__.items() if k not in {"_advance", "_descend"}}
+        compiled = {"_advance", "_advance_at_snapshot", "_descend"}
+        state = {k: v for k, v in self.__dict__.items() if k not in compiled}
         return state | {"_asked": self._pending() is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -162,9 +175,19 @@ class Optimizer:
         """
         step = self._point.state.step
         if self._cached_rates[0] != step:
-            rates = self.method.rates(step)
+            rates = self._step_method.rates(step)
             self._cached_rates = step, rates, float(rates[self._first_kind]) * self._unit
         return self._cached_rates[1:]
+
+    @property
+    def _step_method(self) -> Method:
+        """The method of the next step: another one where a snapshot is due."""
+        snapshots = self.method.snapshots
+        if snapshots is None:
+            return self.method
+        _, state, _, last = self._point
+        due = last is None or state.step - last.step >= snapshots.every
+        return snapshots.method if due else self.method
 
     def ask(self) -> Candidates:
         """Return the points at which the loss is needed.
@@ -175,15 +198,19 @@ class Optimizer:
             Made one at a time, when they are asked for. The order is that of
             ``method.estimator.evaluations``: ``[baseline where there is one], +1, -1, +2, ...``
             or ``+1, +2, ...``. Until `tell`, another call returns the same points.
+
+            Where the loss is a mean over data, all points of a step want the same batch; its
+            attribute `full_batch` is True where they want all data (`mezo_svrg`).
         """
         asked = self._pending()
         if asked is None:
             params, state = self._refreshed()
-            probes = self.method.propose(state)
+            method, last = self._step_method, self._point.snapshot
+            probes = method.propose(state)
             if not self._warned and state.step == self._point.refreshed_at:
                 self._warn_of_invisible_probes(params, probes)
-            asked = Asked(state.step, Candidates(self.method, params, probes), probes)
-            self._asked = asked
+            points = Candidates(method, params, probes, None if last is None else last.params)
+            self._asked = asked = Asked(state.step, points, probes, method)
         return asked.points
 
     def _pending(self) -> Asked | None:
@@ -193,11 +220,11 @@ class Optimizer:
 
     def _refreshed(self) -> tuple[Any, State]:
         """Return the parameters and the state, with a new subspace if this step needs one."""
-        params, state, refreshed_at = self._point
+        params, state, refreshed_at, _ = self._point
         every = self.method.refresh_every
         if every and state.step % every == 0 and state.step != refreshed_at:
             state = self.method.refresh(state)
-            self._point = Point(params, state, refreshed_at=state.step)
+            self._point = self._point._replace(state=state, refreshed_at=state.step)
         return params, state
 
     def tell(self, losses: Any) -> None:
@@ -226,19 +253,25 @@ class Optimizer:
         asked = self._pending()
         if asked is None:
             raise errors.tell_before_ask()
-        state = self._point.state
+        params, state, _, snapshot = self._point
+        method, advance = asked.method, self._advance
         # Differences are taken here, outside of compiled code: in float64 for host numbers. The
         # probes are given, so that no sampler is needed: runs that differ in their seeds alone
         # share what was compiled.
         random = state.random if self._draws else None
-        self._move(
-            *self._advance(
-                State(state.step, state.started, state.leaves, random),
-                self.method.finite_difference.differences(losses),
-                asked.probes,
-                self._rates()[0],
-            )
+        coefficients = method.finite_difference.differences(losses)
+        if method is not self.method:
+            advance = self._advance_at_snapshot
+            # The one number that a device is waited for, once a snapshot: whether it was taken.
+            if bool(method.has_estimate(state, coefficients)):
+                snapshot = Snapshot(params, state.step)
+        new, step = advance(
+            State(state.step, state.started, state.leaves, random),
+            coefficients,
+            asked.probes,
+            self._rates()[0],
         )
+        self._move(new, step, snapshot)
 
     def descend(self, gradient: Any) -> None:
         """Take a step of a first-order method.
@@ -262,8 +295,10 @@ class Optimizer:
         gradient = check_gradient(gradient, params)
         self._move(*self._descend(state._replace(random=random), gradient, self._rates()[0]))
 
-    def _move(self, new: State, step: tuple[Change, ...]) -> None:
-        params, state, refreshed_at = self._point
+    def _move(
+        self, new: State, step: tuple[Change, ...], snapshot: Snapshot | None = None
+    ) -> None:
+        params, state, refreshed_at, _ = self._point
         params = apply_step(params, step)
         if self._project is not None:
             params = self._project(params)
@@ -273,7 +308,8 @@ class Optimizer:
         # The number of the step stays an integer of the host, whatever was compiled. Parameters,
         # state and the end of the question change in one assignment, between whose halves no
         # interruption can fall.
-        self._point = Point(params, State(state.step + 1, *new[1:3], state.random), refreshed_at)
+        state = State(state.step + 1, *new[1:3], state.random)
+        self._point = Point(params, state, refreshed_at, snapshot)
 
     def _warn_of_invisible_probes(self, params: Any, probes: tuple[Probe, ...]) -> None:
         """Warn, once, if adding a probe leaves most entries of a parameter as they are."""
