@@ -65,22 +65,21 @@ class Snapshots:
     --------
     >>> import numpy as np
     >>> import zomopi_core as zo
-    >>> method = zo.mezo_svrg(learning_rate=0.01, snapshot_every=5)
+    >>> method = zo.mezo_svrg(learning_rate=0.02, snapshot_every=5, probes=4)
     >>> data = np.random.default_rng(0).standard_normal((20, 4, 3))
     >>> x = np.zeros((4, 3))
     >>> state = method.init(x, seed=0)
-    >>> for t in range(100):
+    >>> for t in range(200):
     ...     current = method.snapshots.method if t % method.snapshots.every == 0 else method
     ...     if current is not method:
     ...         snapshot = x
     ...     probes = current.propose(state)
     ...     points = zo.perturb(current, x, probes, snapshot)
     ...     batch = data if points.full_batch else data[t % 4 :: 4]
-    ...     losses = np.asarray([0.5 * np.mean((p - batch) ** 2) * 12 for p in points])
+    ...     losses = np.asarray([6 * np.mean((p - batch) ** 2) for p in points])
     ...     state, step = current.update(state, losses, probes)
     ...     x = zo.apply_step(x, step)
-    >>> least = np.sum(np.mean(data, axis=0) ** 2)
-    >>> bool(np.sum((x - np.mean(data, axis=0)) ** 2) < 0.1 * least)
+    >>> bool(np.max(np.abs(x - np.mean(data, axis=0))) < 0.05)  # 0.55 at the start
     True
     """
 
