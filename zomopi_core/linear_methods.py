@@ -205,7 +205,7 @@ def mezo_svrg(
     probes: int = 1,
     smoothing: float = 1e-3,
 ) -> Method:
-    """Make MeZO-SVRG: the noise of a batch is taken from itself, at a snapshot.
+    """Make MeZO-SVRG: differences to a snapshot reduce batch noise.
 
     Every q steps, at the first to begin with, on all data::
 
