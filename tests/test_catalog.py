@@ -421,7 +421,13 @@ ZEROTH_ORDER = [n for n in zo.methods() if n not in FIRST_ORDER]
 class TestContract:
     """What every method does, whatever it is."""
 
-    rates: ClassVar = {"mezo_adam": 0.02, "zo_sgd": 0.02, "aro": 0.02, "adago": 0.3}
+    rates: ClassVar = {
+        "mezo_adam": 0.02,
+        "mezo_svrg": 2e-3,
+        "zo_sgd": 0.02,
+        "aro": 0.02,
+        "adago": 0.3,
+    }
 
     def make(self, name):
         make = getattr(zo, name)
@@ -506,7 +512,7 @@ class TestContract:
 
         def go(seed):
             return zo.minimize(
-                lambda p: float(np.sum(np.asarray(p) ** 2)),
+                lambda p, key: float(np.sum(np.asarray(p) ** 2)),
                 backend.array(X0),
                 method=method,
                 gradient=(lambda x: 2 * x) if method.estimator is None else None,
@@ -639,7 +645,7 @@ class TestParts:
         with pytest.raises(ValueError, match=text):
             make()
 
-    @pytest.mark.parametrize("name", ["mezo", "lozo", "subzero", "hizoo", "zo_sgd"])
+    @pytest.mark.parametrize("name", ["mezo", "mezo_svrg", "lozo", "subzero", "hizoo", "zo_sgd"])
     def test_linear_methods_have_no_default_rate(self, name):
         method = getattr(zo, name)(learning_rate=None)
         with pytest.raises(ValueError, match="learning_rate must be given: the steps of this"):

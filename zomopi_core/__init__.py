@@ -10,6 +10,7 @@ from .linear_methods import (
     mezo,
     mezo_adam,
     mezo_momentum,
+    mezo_svrg,
     subzero,
     zo_sgd,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "mezo",
     "mezo_adam",
     "mezo_momentum",
+    "mezo_svrg",
     "minimize",
     "mopi",
     "muon",

@@ -18,6 +18,7 @@ from .linear_methods import (
     mezo,
     mezo_adam,
     mezo_momentum,
+    mezo_svrg,
     subzero,
     zo_sgd,
 )
@@ -313,6 +314,7 @@ _MAKERS: tuple[Callable[..., Method], ...] = (
     mezo,
     mezo_momentum,
     mezo_adam,
+    mezo_svrg,
     lozo,
     lozo_m,
     subzero,

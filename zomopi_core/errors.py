@@ -238,6 +238,24 @@ def takes_no_gradient(method: str) -> TypeError:
     )
 
 
+def needs_key(method: str) -> TypeError:
+    """Explain that a method which tells batches from all data got a loss that does not."""
+    return TypeError(
+        f"{method} needs the loss of one batch at some steps and of all data at others, and fun "
+        "has no parameter `key` by which to tell them apart; write fun(x, *, key), which draws "
+        "its batch from the integer key and takes all data where key is None, or choose a method "
+        "that does not ask for all data, such as mezo"
+    )
+
+
+def needs_snapshot() -> ValueError:
+    """Explain that points around a snapshot were wanted, and there is none."""
+    return ValueError(
+        "this step compares with a snapshot; take a step of method.snapshots.method "
+        "first, and pass the parameters before that step as perturb(..., snapshot=...)"
+    )
+
+
 def wrong_gradient(name: str, detail: str) -> ValueError:
     """Explain that a gradient does not fit the parameters."""
     return ValueError(

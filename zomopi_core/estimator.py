@@ -35,10 +35,14 @@ DIFFERENCES = ("central", "forward", "leave-one-out")
 
 
 class Evaluation(NamedTuple):
-    """One point of a step: X + scale * P_probe, or X itself where `probe` is None."""
+    """One point of a step: X + scale * P_probe, or X itself where `probe` is None.
+
+    Where `snapshot` is True, the iterate at the last snapshot takes the place of X.
+    """
 
     probe: int | None
     scale: float
+    snapshot: bool = False
 
 
 class Weighted(NamedTuple):
@@ -76,11 +80,15 @@ class FiniteDifference:
         the function chooses it, from its noise and its curvature (`tuning`), and `at` makes the
         estimator for it; until then it is 1e-3.
     difference : {"central", "forward", "leave-one-out"}
+    full_batch : bool
+        Whether the losses are wanted of all data, where the function is a mean over data of which
+        it otherwise sees a batch.
     """
 
     probes: int
     smoothing: float | str
     difference: str = "central"
+    full_batch: bool = False
 
     def __post_init__(self) -> None:
         check_name("difference", self.difference, DIFFERENCES)
@@ -125,7 +133,7 @@ class FiniteDifference:
         """For each evaluation, whether the next one is its mirror image: +mu before -mu."""
         following = (*self.evaluations[1:], Evaluation(None, 0.0))
         return tuple(
-            e.probe is not None and e.scale > 0 and f == Evaluation(e.probe, -e.scale)
+            e.probe is not None and e.scale > 0 and f == e._replace(scale=-e.scale)
             for e, f in zip(self.evaluations, following, strict=True)
         )
 

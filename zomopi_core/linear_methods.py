@@ -7,12 +7,13 @@ from dataclasses import replace
 from .curvature import DiagonalMetric, SecondDifference
 from .estimator import FiniteDifference
 from .low_rank_probes import GaussianPairs, TwoSided
-from .method import Method
+from .method import Method, Snapshots
 from .momentum import Adam, ExponentialAverage, Momentum
 from .orthogonalize import Plain
 from .rule import Rule
 from .subspace import FullSpace, Sketch, Subspace
 from .update import Schedule, Update
+from .variance_reduction import ControlVariate, DifferenceToSnapshot
 
 Rate = float | Schedule | str | None
 
@@ -26,13 +27,15 @@ def _linear(
     *,
     weight: float = 1.0,
     vector_space: Subspace | None = None,
+    rate_name: str = "learning_rate",
 ) -> Method:
     """Return a method whose steps are linear in its momentum, with one learning rate for all."""
+    update = Update(learning_rate, name=rate_name)
     return Method(
         name,
         estimator,
-        Rule(subspace, momentum, Plain(weight), Update(learning_rate)),
-        Rule(vector_space or FullSpace(), momentum, Plain(), Update(learning_rate)),
+        Rule(subspace, momentum, Plain(weight), update),
+        Rule(vector_space or FullSpace(), momentum, Plain(), update),
     )
 
 
@@ -192,6 +195,84 @@ def mezo_adam(
         Adam(momentum, beta2),
         learning_rate,
     )
+
+
+def mezo_svrg(
+    *,
+    learning_rate: Rate = 1e-6,
+    full_batch_learning_rate: Rate = None,
+    snapshot_every: int = 5,
+    probes: int = 1,
+    smoothing: float = 1e-3,
+) -> Method:
+    """Make MeZO-SVRG: differences to a snapshot reduce batch noise.
+
+    Every q steps, at the first to begin with, on all data::
+
+        g = (1/N) sum_i c_i(X) Z_i,    Y <- X,    X <- X - eta_1 g
+
+    and at the others, with one batch and the same probes at X and at Y::
+
+        X <- X - eta_2 ((1/N) sum_i (c_i(X) - c_i(Y)) Z_i + g)
+
+    Only for a loss that is a mean over data: ``fun(x, *, key)`` draws a batch from an integer
+    `key` and takes all data where it is None. In ask and tell, ``points.full_batch`` says which.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        eta_2. The default is that of `mezo`, for language models.
+    full_batch_learning_rate : float or callable, optional
+        eta_1; that of `learning_rate` if left out. The paper takes a larger one.
+    snapshot_every : int
+        q, 2 to 20 in the paper; the default is a choice of ours. The few directions of g are
+        taken q times, so that a larger q needs a smaller eta_2, or more probes.
+    probes, smoothing
+        N and mu, as in `zo_mopi`. A step takes 4N evaluations of a batch, one with a snapshot
+        2N of all data.
+
+    Returns
+    -------
+    Method
+
+    References
+    ----------
+    arXiv 2404.08080.
+
+    Examples
+    --------
+    The mean of all data from batches of four; `mezo` with this learning rate ends 0.3 away:
+
+    >>> import numpy as np
+    >>> import zomopi_core as zo
+    >>> data = np.random.default_rng(0).standard_normal((64, 4, 3))
+    >>> def loss(x, *, key):
+    ...     chosen = data if key is None else np.random.default_rng(key).choice(data, 4)
+    ...     return 0.5 * np.mean(np.sum((x - chosen) ** 2, axis=(1, 2)))
+    >>> method = zo.mezo_svrg(learning_rate=0.01)
+    >>> result = zo.minimize(loss, np.zeros((4, 3)), method=method, max_queries=4000)
+    >>> bool(np.max(np.abs(result.x_last - np.mean(data, axis=0))) < 1e-3)
+    True
+    """
+    rate, rate_name = full_batch_learning_rate, "full_batch_learning_rate"
+    if rate is None:
+        rate, rate_name = learning_rate, "learning_rate"
+    at_snapshot = _linear(
+        "mezo_svrg",
+        FiniteDifference(probes, smoothing, full_batch=True),
+        FullSpace(),
+        ExponentialAverage(0.0),  # M is the estimate: the next steps take it from there
+        rate,
+        rate_name=rate_name,
+    )
+    between = _linear(
+        "mezo_svrg",
+        DifferenceToSnapshot(probes, smoothing),
+        FullSpace(),
+        ControlVariate(),
+        learning_rate,
+    )
+    return replace(between, snapshots=Snapshots(snapshot_every, at_snapshot))
 
 
 def lozo(

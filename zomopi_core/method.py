@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from . import _arrays, errors
 from ._arrays import Array
+from ._checks import as_python, check_count
 from .estimator import _HEADROOM, FiniteDifference, Weighted
 from .losses import stack_losses
 from .rule import LeafState, Probe, Rule
@@ -45,6 +46,52 @@ class State(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Snapshots:
+    """Steps of another method, every so often, before each of which the iterate is remembered.
+
+    The other method goes on with the same state, so its subspaces and the shapes of what it keeps
+    are those of the method it interrupts. Whoever drives the two remembers the iterate, and hands
+    it to `perturb` at the steps between.
+
+    Parameters
+    ----------
+    every : int
+        Steps from one snapshot to the next. A step without an estimate takes none; then the next
+        step tries again.
+    method : Method
+        Whose step is taken at a snapshot.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import zomopi_core as zo
+    >>> method = zo.mezo_svrg(learning_rate=0.02, snapshot_every=5, probes=4)
+    >>> data = np.random.default_rng(0).standard_normal((20, 4, 3))
+    >>> x = np.zeros((4, 3))
+    >>> state = method.init(x, seed=0)
+    >>> for t in range(200):
+    ...     current = method.snapshots.method if t % method.snapshots.every == 0 else method
+    ...     if current is not method:
+    ...         snapshot = x
+    ...     probes = current.propose(state)
+    ...     points = zo.perturb(current, x, probes, snapshot)
+    ...     batch = data if points.full_batch else data[t % 4 :: 4]
+    ...     losses = np.asarray([6 * np.mean((p - batch) ** 2) for p in points])
+    ...     state, step = current.update(state, losses, probes)
+    ...     x = zo.apply_step(x, step)
+    >>> bool(np.max(np.abs(x - np.mean(data, axis=0))) < 0.05)  # 0.55 at the start
+    True
+    """
+
+    every: int
+    method: Method
+
+    def __post_init__(self) -> None:
+        check_count("snapshot_every", self.every)
+        as_python(self, every=int)
+
+
+@dataclass(frozen=True)
 class Method:
     """An optimisation method as a choice of five parts; made by the functions of the catalogue.
 
@@ -66,6 +113,8 @@ class Method:
     block : bool
         Whether the probes of a leaf are one draw (N x r x n) or one draw each (r x n). The
         numbers differ, so a run keeps to one of the two.
+    snapshots : Snapshots, optional
+        Steps of another method in between, the first of all steps among them.
 
     Examples
     --------
@@ -93,16 +142,27 @@ class Method:
     matrices: Rule
     vectors: Rule
     block: bool = True
+    snapshots: Snapshots | None = None
 
     @property
     def evaluations_per_step(self) -> int:
-        """Evaluations of the function that one step takes, 0 for a first-order method."""
+        """Evaluations of the function that one step takes, 0 for a first-order method.
+
+        Steps at which a snapshot is taken are those of ``snapshots.method``.
+        """
         return 0 if self.estimator is None else len(self.estimator.evaluations)
+
+    @property
+    def takes_full_batches(self) -> bool:
+        """Whether the losses of some steps are wanted of all data, not of a batch."""
+        methods = (self,) if self.snapshots is None else (self, self.snapshots.method)
+        return any(m.estimator is not None and m.estimator.full_batch for m in methods)
 
     @property
     def draws_in_update(self) -> bool:
         """Whether `advance` draws numbers even where it is given the probes."""
-        return any(rule.orthogonalizer.draws for rule in (self.matrices, self.vectors))
+        own = any(rule.orthogonalizer.draws for rule in (self.matrices, self.vectors))
+        return own or (self.snapshots is not None and self.snapshots.method.draws_in_update)
 
     @property
     def refresh_every(self) -> int:
@@ -118,7 +178,12 @@ class Method:
                 return rule
             return replace(rule, update=replace(rule.update, horizon=horizon))
 
-        return replace(self, matrices=made(self.matrices), vectors=made(self.vectors))
+        snapshots = self.snapshots
+        if snapshots is not None:
+            snapshots = replace(snapshots, method=snapshots.method.with_horizon(steps))
+        return replace(
+            self, matrices=made(self.matrices), vectors=made(self.vectors), snapshots=snapshots
+        )
 
     def rule(self, ndim: int) -> Rule:
         """Return the rule for arrays with `ndim` axes."""
@@ -215,14 +280,7 @@ class Method:
         """
         probes = self.propose(state) if probes is None else probes
         estimator = self.finite_difference
-        # Weighed in the widest of the leaves' precisions, within what the narrowest can hold.
-        widest = narrow = state.leaves[0].momentum
-        for leaf in state.leaves[1:]:
-            if leaf.momentum.dtype != widest.dtype:
-                widest = min(widest, leaf.momentum, key=_arrays.epsilon)
-                narrow = max(narrow, leaf.momentum, key=_arrays.epsilon)
-        limit = _arrays.largest_number(narrow) * _HEADROOM
-        weighted = estimator.weigh(_arrays.to_like(coefficients, widest), limit)
+        weighted, widest = self._weigh(state, coefficients)
         gradients, leaves = [], []
         for leaf, probe in zip(state.leaves, probes, strict=True):
             own = weighted
@@ -237,6 +295,22 @@ class Method:
             return self._move(
                 state._replace(leaves=tuple(leaves)), gradients, weighted.alive, rates
             )
+
+    def has_estimate(self, state: State, coefficients: Array) -> Array:
+        """Return whether `advance` would find a gradient estimate in these coefficients."""
+        return self._weigh(state, coefficients)[0].alive > 0
+
+    def _weigh(self, state: State, coefficients: Array) -> tuple[Weighted, Array]:
+        """Return the coefficients weighed, and an array of the precision in which they are."""
+        # Weighed in the widest of the leaves' precisions, within what the narrowest can hold.
+        widest = narrow = state.leaves[0].momentum
+        for leaf in state.leaves[1:]:
+            if leaf.momentum.dtype != widest.dtype:
+                widest = min(widest, leaf.momentum, key=_arrays.epsilon)
+                narrow = max(narrow, leaf.momentum, key=_arrays.epsilon)
+        limit = _arrays.largest_number(narrow) * _HEADROOM
+        coefficients = _arrays.to_like(coefficients, widest)
+        return self.finite_difference.weigh(coefficients, limit), widest
 
     def rates(self, step: Any) -> tuple[Any, Any]:
         """Return the learning rates of a step, for matrices and for vectors."""

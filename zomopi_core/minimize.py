@@ -21,9 +21,9 @@ from .run import (
     CHECKS,
     Failures,
     Run,
-    queries_per_step,
     seed_of_keys,
     spare_queries,
+    step_costs,
     steps_paid_for,
 )
 from .sampling import Sampler
@@ -60,7 +60,9 @@ def minimize(
         ``fun(x) -> float``, with `x` in the form of `x0`: a number, or a 0-d array that may stay
         on its device. If it has a parameter named `key`, it also gets ``key=``, an integer below
         2**31 that is the same for all evaluations of a step and differs between steps: seed the
-        noise of a simulator or choose a minibatch with it.
+        noise of a simulator or choose a minibatch with it. Methods that ask for the loss of all
+        data in between (`mezo_svrg`) need this parameter; there, and where the result is
+        checked, they pass ``key=None``.
     x0 : array or dict of arrays
         Where to start. Real floating-point, of NumPy, CuPy, Torch, JAX or another library that
         follows the array API standard; it is not changed.
@@ -160,16 +162,16 @@ def minimize(
     if gradient is not None and method.estimator is not None:
         raise errors.takes_no_gradient(method.name)
     constrained = bounds is not None or project is not None
-    per_step = queries_per_step(method, constrained)
-    if max_queries is not None and max_queries < per_step:
-        raise errors.budget_below_step(max_queries, per_step)
-    spare = spare_queries(max_queries, per_step)
-    steps = steps_paid_for(
-        None if max_queries is None else max_queries - spare, max_steps, per_step
-    )
+    objective = Objective(fun, vectorized=vectorized)
+    if method.takes_full_batches and not objective.takes_key:
+        raise errors.needs_key(method.name)
+    costs = step_costs(method, constrained)
+    if max_queries is not None and max_queries < costs.of(1):
+        raise errors.budget_below_step(max_queries, costs.of(1))
+    spare = spare_queries(max_queries, costs)
+    steps = steps_paid_for(None if max_queries is None else max_queries - spare, max_steps, costs)
     if steps is not None:
         method = method.with_horizon(steps)
-    objective = Objective(fun, vectorized=vectorized)
     failures = Failures(on_failure)
     run = Run(
         Optimizer(x0, method=method, seed=seed, bounds=bounds, project=project),

@@ -31,6 +31,11 @@ class Candidates(Sequence[Any]):
 
     Behind the points of the estimator's evaluations come those along the first probe, and along a
     step, that are asked for; a scale of 0.0 is the iterate itself.
+
+    Attributes
+    ----------
+    full_batch : bool
+        Whether the losses are wanted of all data, and not of a batch that these points share.
     """
 
     def __init__(
@@ -38,6 +43,8 @@ class Candidates(Sequence[Any]):
         estimator: FiniteDifference,
         params: Params,
         probes: tuple[Probe, ...],
+        snapshot: Params | None = None,
+        *,
         along_probe: tuple[float, ...] = (),
         along_step: tuple[float, ...] = (),
         step: tuple[Change, ...] = (),
@@ -52,6 +59,10 @@ class Candidates(Sequence[Any]):
         extra += [Evaluation(_STEP if scale else None, scale) for scale in along_step]
         self._evaluations = (*estimator.evaluations, *extra)
         self._mirrored = (*estimator.mirrored, *(False for _ in extra))
+        self.full_batch = estimator.full_batch
+        self._snapshot = self._arrays if snapshot is None else leaves_of(snapshot)
+        if snapshot is None and any(e.snapshot for e in self._evaluations):
+            raise errors.needs_snapshot()
 
     def __len__(self) -> int:
         return len(self._evaluations)
@@ -63,13 +74,14 @@ class Candidates(Sequence[Any]):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        probe, scale = self._evaluations[index]
+        probe, scale, snapshot = self._evaluations[index]
+        base = self._snapshot if snapshot else self._arrays
         if probe is None:
-            arrays = [_arrays.copy(x) for x in self._arrays]
+            arrays = [_arrays.copy(x) for x in base]
         elif probe == _STEP:
-            arrays = self._shift(self._arrays, self._step, scale)
+            arrays = self._shift(base, self._step, scale)
         else:
-            arrays = self._displace(self._arrays, self._probes, probe, scale)
+            arrays = self._displace(base, self._probes, probe, scale)
         return self._point(arrays)
 
     def __iter__(self) -> Iterator[Any]:
@@ -86,11 +98,12 @@ class Candidates(Sequence[Any]):
                 yield self[i]
 
     def _pairs(self, index: int) -> list[tuple[Array, Array]] | None:
-        probe, scale = self._evaluations[index]
+        probe, scale, snapshot = self._evaluations[index]
         if probe is None:
             return None
         pairs = []
-        for x, p in zip(self._arrays, self._probes, strict=True):
+        base = self._snapshot if snapshot else self._arrays
+        for x, p in zip(base, self._probes, strict=True):
             pair = _arrays.low_rank_pair(x, *p.factors(probe), scale)
             if pair is None:
                 return None
@@ -121,7 +134,12 @@ def _displace(
     ]
 
 
-def perturb(method: Method, params: Params, probes: tuple[Probe, ...]) -> Candidates:
+def perturb(
+    method: Method,
+    params: Params,
+    probes: tuple[Probe, ...],
+    snapshot: Params | None = None,
+) -> Candidates:
     """Return the points at which a step needs the loss, in the order in which it needs it.
 
     Parameters
@@ -131,12 +149,15 @@ def perturb(method: Method, params: Params, probes: tuple[Probe, ...]) -> Candid
         The current parameters; they are left as they are.
     probes : tuple of Probe
         What ``method.propose`` returned.
+    snapshot : array or dict of arrays, optional
+        The parameters at the last snapshot, for a method that compares with them.
 
     Returns
     -------
     sequence of arrays or dicts of arrays
-        ``[baseline where there is one], +1, -1, +2, -2, ...`` or ``+1, +2, ...``. Each is made
-        when it is asked for.
+        ``[baseline where there is one], +1, -1, +2, -2, ...`` or ``+1, +2, ...``; then, where
+        there is a snapshot to compare with, the same around it. Each is made when it is asked
+        for. The attribute `full_batch` tells whether their losses are wanted of all data.
 
     Examples
     --------
@@ -148,7 +169,7 @@ def perturb(method: Method, params: Params, probes: tuple[Probe, ...]) -> Candid
     >>> len(points), points[0].shape
     (6, (4, 4))
     """
-    return Candidates(method.finite_difference, params, probes)
+    return Candidates(method.finite_difference, params, probes, snapshot)
 
 
 def apply_step(params: Params, step: tuple[Change, ...]) -> Any:
@@ -283,7 +304,9 @@ class Objective:
         self.takes_key = takes_key(fun)
         self.calls = 0  # evaluations of F, counted as they begin
 
-    def __call__(self, points: Sequence[Any], key: int, failure: Callable[..., Any]) -> Array:
+    def __call__(
+        self, points: Sequence[Any], key: int | None, failure: Callable[..., Any]
+    ) -> Array:
         """Return the losses of `points`, 1-d; `failure` makes a loss of an exception."""
         keywords = {"key": key} if self.takes_key else {}
         if self.vectorized:

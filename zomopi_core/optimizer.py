@@ -28,6 +28,13 @@ from .tuning import Geometry, Plan, Tuning, Verdict, start_tuning
 from .update import Change
 
 
+class Snapshot(NamedTuple):
+    """Parameters remembered by a method with `Method.snapshots`, and the step they began."""
+
+    params: Any
+    step: int
+
+
 class Point(NamedTuple):
     """Parameters and the method's state that belongs to them; replaced as a whole."""
 
@@ -37,6 +44,7 @@ class Point(NamedTuple):
     tuning: Tuning | None  # None where learning rate and smoothing were given
     direction: tuple[Change, ...]  # of the last step, for rate 1; empty where none is needed
     best: Any  # parameters of the best iterate that a line search measured
+    snapshot: Snapshot | None = None
 
 
 class Asked(NamedTuple):
@@ -45,6 +53,7 @@ class Asked(NamedTuple):
     step: int
     points: Candidates
     probes: tuple[Probe, ...]
+    method: Method
     estimator: FiniteDifference
     plan: Plan
 
@@ -123,13 +132,17 @@ class Optimizer:
         # The rates are given, so that runs of different length share what was compiled.
         method = self.method.with_horizon(None)
         self._advance, self._descend = method.advance, method.descend
+        at_snapshot = method if method.snapshots is None else method.snapshots.method
+        self._advance_at_snapshot = at_snapshot.advance
         if not self._draws or self._point.state.random.can_be_traced:
             self._advance = _arrays.compiled(self._advance, self._like)
             self._descend = _arrays.compiled(self._descend, self._like)
+            self._advance_at_snapshot = _arrays.compiled(self._advance_at_snapshot, self._like)
 
     def __getstate__(self) -> dict[str, Any]:
         # What was compiled stays behind, and so do the points: they are made again.
-        state = {k: v for k, v in self.__dict__.items() if k not in {"_advance", "_descend"}}
+        compiled = {"_advance", "_advance_at_snapshot", "_descend"}
+        state = {k: v for k, v in self.__dict__.items() if k not in compiled}
         return state | {"_asked": self._pending() is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -172,14 +185,25 @@ class Optimizer:
         """
         step, tuning = self._point.state.step, self._point.tuning
         if self._cached_rates[0] != step:
-            rates = self.method.rates(step)
+            method = self._step_method
+            rates = method.rates(step)
             if tuning is not None:
-                rules = self.method.matrices, self.method.vectors
+                rules = method.matrices, method.vectors
                 pairs = zip(rules, rates, strict=True)
                 tuned = [tuning.rate if r.update.tuned else given for r, given in pairs]
                 rates = (tuned[0], tuned[1])
             self._cached_rates = step, rates, float(rates[self._first_kind]) * self._unit
         return self._cached_rates[1:]
+
+    @property
+    def _step_method(self) -> Method:
+        """The method of the next step: another one where a snapshot is due."""
+        snapshots = self.method.snapshots
+        if snapshots is None:
+            return self.method
+        state, last = self._point.state, self._point.snapshot
+        due = last is None or state.step - last.step >= snapshots.every
+        return snapshots.method if due else self.method
 
     def ask(self) -> Candidates:
         """Return the points at which the loss is needed.
@@ -190,11 +214,15 @@ class Optimizer:
             Made one at a time, when they are asked for. The order is that of
             ``method.estimator.evaluations``: ``[baseline where there is one], +1, -1, +2, ...``
             or ``+1, +2, ...``. Until `tell`, another call returns the same points.
+
+            Where the loss is a mean over data, all points of a step want the same batch; its
+            attribute `full_batch` is True where they want all data (`mezo_svrg`).
         """
         asked = self._pending()
         if asked is None:
             params, state = self._refreshed()
-            probes = self.method.propose(state)
+            method, last = self._step_method, self._point.snapshot
+            probes = method.propose(state)
             estimator, plan = self._estimator(), self._plan()
             if not self._warned and state.step == self._point.refreshed_at:
                 self._warn_of_invisible_probes(params, probes, estimator.width)
@@ -202,12 +230,14 @@ class Optimizer:
                 estimator,
                 params,
                 probes,
-                tuple(s * estimator.width for s in plan.scales) if plan.kind == "noise" else (),
-                plan.scales if plan.kind == "line" else (),
-                self._point.direction,
+                None if last is None else last.params,
+                along_probe=(
+                    tuple(s * estimator.width for s in plan.scales) if plan.kind == "noise" else ()
+                ),
+                along_step=plan.scales if plan.kind == "line" else (),
+                step=self._point.direction,
             )
-            asked = Asked(state.step, points, probes, estimator, plan)
-            self._asked = asked
+            self._asked = asked = Asked(state.step, points, probes, method, estimator, plan)
         return asked.points
 
     def _plan(self) -> Plan:
@@ -216,7 +246,7 @@ class Optimizer:
 
     def _estimator(self) -> FiniteDifference:
         """Return the estimator of the next step."""
-        estimator = self.method.finite_difference
+        estimator = self._step_method.finite_difference
         tuning = self._point.tuning
         if tuning is None or not estimator.tuned:
             return estimator
@@ -225,7 +255,12 @@ class Optimizer:
     @property
     def queries(self) -> int:
         """Number of points that the next `ask` returns, or that a pending one has returned."""
-        return self.method.evaluations_per_step + len(self._plan().scales)
+        return self.probe_queries + len(self._plan().scales)
+
+    @property
+    def probe_queries(self) -> int:
+        """Number of these points that make the estimate; they come first."""
+        return self._step_method.evaluations_per_step
 
     def skip_noise(self) -> None:
         """Leave the noise of the function unmeasured, for a run too short to pay for it."""
@@ -278,7 +313,8 @@ class Optimizer:
         asked = self._pending()
         if asked is None:
             raise errors.tell_before_ask()
-        state, tuning = self._point.state, self._point.tuning
+        params, state, tuning = self._point.params, self._point.state, self._point.tuning
+        method, advance, snapshot = asked.method, self._advance, self._point.snapshot
         count = len(asked.estimator.evaluations)
         told = losses if len(asked.points) == count else losses[:count]
         coefficients = asked.estimator.differences(told)
@@ -291,13 +327,18 @@ class Optimizer:
         # probes are given, so that no sampler is needed: runs that differ in their seeds alone
         # share what was compiled.
         random = state.random if self._draws else None
-        new, step = self._advance(
+        if method is not self.method:
+            advance = self._advance_at_snapshot
+            # The one number that a device is waited for, once a snapshot: whether it was taken.
+            if bool(method.has_estimate(state, coefficients)):
+                snapshot = Snapshot(params, state.step)
+        new, step = advance(
             State(state.step, state.started, state.leaves, random),
             coefficients,
             asked.probes,
             self._rates()[0],
         )
-        self._move(new, step, tuning, asked.probes, verdict)
+        self._move(new, step, tuning, asked.probes, verdict, snapshot)
 
     def _tell_tuning(
         self, tuning: Tuning, asked: Asked, coefficients: Array, losses: Array
@@ -351,8 +392,9 @@ class Optimizer:
         tuning: Tuning | None,
         probes: tuple[Probe, ...],
         verdict: Verdict,
+        snapshot: Snapshot | None = None,
     ) -> None:
-        before, state, refreshed_at, _, direction, best = self._point
+        before, state, refreshed_at, _, direction, best, _ = self._point
         if verdict.best:
             best = before
         params = best if verdict.retreat else apply_step(before, step)
@@ -371,7 +413,7 @@ class Optimizer:
             direction = self._direction(after, step)
             if not tuning.alpha > 0:
                 tuning = tuning.started(self._geometry(direction, probes))
-        self._point = Point(params, after, refreshed_at, tuning, direction, best)
+        self._point = Point(params, after, refreshed_at, tuning, direction, best, snapshot)
 
     def _direction(self, state: State, step: tuple[Change, ...]) -> tuple[Change, ...]:
         """Return the step for rate 1, nothing where the rate is given."""

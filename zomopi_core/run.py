@@ -12,6 +12,7 @@ import numpy as np
 
 from . import _arrays, errors
 from ._checks import check_name
+from .costs import StepCosts
 from .method import Method, leaves_of, like_params
 from .objective import Candidates, Objective, check_gradient, takes_key
 from .optimizer import Optimizer
@@ -153,40 +154,59 @@ class Run:
         self.seed, self.constrained = seed, constrained
         self.max_queries, self.max_steps, self.max_time = max_queries, max_steps, max_time
         self.target, self.stagnation = target, stagnation
-        per_step = queries_per_step(optimizer.method, constrained)
-        # Probes may lie outside of the constraints, so that only iterates may be returned; their
-        # loss is known from a baseline or from an evaluation of its own.
-        self.evaluates_iterate = per_step > optimizer.method.evaluations_per_step > 0
-        self.spare = spare_queries(max_queries, per_step)
-        if max_queries is not None and max_queries < _NOISE_WORTH * per_step:
+        costs = step_costs(optimizer.method, constrained)
+        self.spare = spare_queries(max_queries, costs)
+        if max_queries is not None and max_queries < costs.of(_NOISE_WORTH):
             optimizer.skip_noise()
         self.best = Best(optimizer.x)
         self.rows: list[tuple[int, float, float, float, float]] = []
         self.began = time.perf_counter()
 
-    def evaluate(self, points: Any) -> tuple[Any, list[float]]:
+    @property
+    def per_step(self) -> int:
+        """Queries of the next step."""
+        return queries_per_step(self.optimizer._step_method, self.constrained)
+
+    @property
+    def evaluates_iterate(self) -> bool:
+        """Whether the next step also evaluates the iterate.
+
+        Probes may lie outside of the constraints, so that only iterates may be returned; their
+        loss is known from a baseline or from an evaluation of its own.
+        """
+        return self.per_step > self.optimizer.probe_queries > 0
+
+    def evaluate(self, points: Any, full_batch: bool = False) -> tuple[Any, list[float]]:
         """Return the losses of `points`, where they were computed and as numbers."""
         key = step_key(self.seed, self.optimizer.nit) if self.objective.takes_key else 0
-        losses = self.objective(points, key, self.failures.of_exception)
+        losses = self.objective(points, None if full_batch else key, self.failures.of_exception)
         host = _arrays.to_host(losses).tolist()
         if not math.isfinite(sum(host)):  # one test for all in the usual case
             self.failures.check(host)
         return losses, host
 
-    def evaluate_at(self, point: Any) -> float:
-        """Return the loss at a point, of which the function gets a copy."""
+    def evaluate_at(self, point: Any, full_batch: bool | None = None) -> float:
+        """Return the loss at a point, of which the function gets a copy.
+
+        A function that was told when all data are wanted is checked on all data, by default.
+        """
+        if full_batch is None:
+            full_batch = self.optimizer.method.takes_full_batches
         copy = like_params(point, [_arrays.copy(x) for x in leaves_of(point)])
-        return self.evaluate([copy])[1][0]
+        return self.evaluate([copy], full_batch)[1][0]
 
     def step(self) -> None:
         """Take a step from the losses of its probes."""
         optimizer = self.optimizer
-        rate = optimizer.learning_rate
-        if self.evaluates_iterate:
-            self.best.offer(self.evaluate_at(optimizer.x), optimizer.nit, optimizer.x)
+        rate, evaluates_iterate = optimizer.learning_rate, self.evaluates_iterate
+        count = optimizer.probe_queries
         candidates = optimizer.ask()
-        losses, host = self.evaluate(candidates)
-        of_probes = host[: optimizer.method.evaluations_per_step]
+        full_batch = candidates.full_batch
+        if evaluates_iterate:
+            loss = self.evaluate_at(optimizer.x, full_batch)
+            self.best.offer(loss, optimizer.nit, optimizer.x)
+        losses, host = self.evaluate(candidates, full_batch)
+        of_probes = host[:count]
         loss = sum(of_probes) / len(of_probes)
         if not math.isfinite(loss):
             finite = [x for x in of_probes if math.isfinite(x)]
@@ -195,7 +215,7 @@ class Run:
             lowest = min(host) if math.isfinite(sum(host)) else -math.inf
             if lowest < self.best.loss:
                 self.best.offer_candidates(host, optimizer.nit + 1, candidates)
-        elif not self.evaluates_iterate:  # the baseline is the iterate
+        elif not evaluates_iterate:  # the baseline is the iterate
             self.best.offer(host[0], optimizer.nit, optimizer.x)
         optimizer._take_step(losses)  # what the objective returned is checked
         self.record(loss, rate)
@@ -315,7 +335,7 @@ def _writable(point: Any) -> Any:
 
 
 def queries_per_step(method: Method, constrained: bool) -> int:
-    """Return the queries of a step.
+    """Return the queries of a step of `method`.
 
     Beside the probes, one for the iterate under constraints, unless it is the baseline, and one
     in a first-order method.
@@ -326,12 +346,20 @@ def queries_per_step(method: Method, constrained: bool) -> int:
     return method.evaluations_per_step + (constrained and not has_baseline)
 
 
-def spare_queries(max_queries: int | None, per_step: int) -> int:
+def step_costs(method: Method, constrained: bool) -> StepCosts:
+    """Return the queries of the steps of a run."""
+    usual, snapshots = queries_per_step(method, constrained), method.snapshots
+    if snapshots is None:
+        return StepCosts(usual, usual, 1)
+    return StepCosts(usual, queries_per_step(snapshots.method, constrained), snapshots.every)
+
+
+def spare_queries(max_queries: int | None, costs: StepCosts) -> int:
     """Return the queries that are kept for others than the steps' points."""
-    if max_queries is None or max_queries >= _STEPS_WORTH_CHECKS * per_step:
+    if max_queries is None or max_queries >= costs.of(_STEPS_WORTH_CHECKS):
         return CHECKS
     # One at least: a noisy function's lowest loss is luck until it is evaluated again.
-    return 1 if max_queries > per_step else 0
+    return 1 if max_queries > costs.of(1) else 0
 
 
 def seed_of_keys(seed: Any) -> int:
@@ -340,9 +368,9 @@ def seed_of_keys(seed: Any) -> int:
     return int(seed) if isinstance(seed, numbers.Integral) and 0 <= int(seed) < 2**64 else 0
 
 
-def steps_paid_for(run_queries: int | None, max_steps: int | None, per_step: int) -> int | None:
+def steps_paid_for(run_queries: int | None, max_steps: int | None, costs: StepCosts) -> int | None:
     """Return the number of steps that the budget pays for; None if only time limits the run."""
     limits = [] if max_steps is None else [max_steps]
     if run_queries is not None:
-        limits.append(run_queries // per_step)
+        limits.append(costs.paid_by(run_queries))
     return min(limits, default=None)

@@ -9,7 +9,7 @@ step before, and a parabola gives the minimiser alpha. With a momentum of memory
 the rate is alpha / T: while the momentum keeps its direction, the steps together go as far as the
 line search says. Nothing else decides how far to go, so the rate follows the problem from any
 first guess, rises and falls with the distance that is left, and does not depend on the scale of F
-or on a constant in it. Until the first minimum is found, on a grid of powers of eight, nothing
+or on a constant in it. Until the first minimum is found, on a grid of powers of four, nothing
 moves, and the estimates at the start are averaged.
 
 **Smoothing.** A third of the way to the line's minimum, as a length, is small against the radius
@@ -54,8 +54,8 @@ _MOST_RAISES = 12
 # The smoothing as a part of the way to the minimum along a line.
 _PART_OF_WAY = 0.3
 _CHANGE = 4.0  # largest change of mu at a time
-# Search for the first minimum: powers of eight, four at a time.
-_COARSE = (1.0, 8.0, 64.0, 512.0)
+# Search for the first minimum: powers of four, two at a time, so that no point lies far beyond it.
+_COARSE = (1.0, 4.0)
 _MOST_ROUNDS = 16
 # Later searches: F at the iterate and around the minimum found last.
 _FINE = (0.5, 1.0, 2.0)
@@ -311,7 +311,7 @@ class Tuning:
         tolerance = 2.0 * math.sqrt(2.0) * self.noise
         ahead = tried[1:]
         if not ahead or not math.isfinite(base):
-            return self._elsewhere(1.0 / (8.0 * _COARSE[-1]), shrunk=True)
+            return self._elsewhere(_COARSE[-1] ** -2, shrunk=True)
         lowest = min(x for _, x in ahead)
         risen = ahead[-1][1] > lowest + tolerance or len(tried) < len(scales)
         if lowest < base - tolerance:
@@ -325,7 +325,7 @@ class Tuning:
             return self._elsewhere(_COARSE[-1])
         if rounds == _MOST_ROUNDS:
             return self._found(scales[1] / 8.0)
-        return self._elsewhere(1.0 / (8.0 * _COARSE[-1]), shrunk=True)
+        return self._elsewhere(_COARSE[-1] ** -2, shrunk=True)
 
     def _elsewhere(self, factor: float, *, shrunk: bool = False) -> Tuning:
         """Return the tuning with the next grid of the first search."""
