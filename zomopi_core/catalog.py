@@ -300,6 +300,14 @@ def methods() -> tuple[str, ...]:
     return tuple(_CATALOG)
 
 
+def maker(name: str) -> Callable[..., Method]:
+    """Return the function that makes the method of a name, which may have hyphens."""
+    known = name.lower().replace("-", "_")
+    if known not in _CATALOG:
+        raise errors.unknown_name("method", name, _CATALOG)
+    return _CATALOG[known]
+
+
 def describe_methods() -> list[tuple[str, str]]:
     """Return (name, one line) of each method."""
     lines = {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in _CATALOG.items()}
@@ -312,7 +320,4 @@ def find_method(method: str | Method) -> Method:
         return method
     if not isinstance(method, str):
         raise errors.wrong_method(method)
-    name = method.lower().replace("-", "_")
-    if name not in _CATALOG:
-        raise errors.unknown_name("method", method, _CATALOG)
-    return _CATALOG[name]()
+    return maker(method)()

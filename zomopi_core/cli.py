@@ -1,4 +1,4 @@
-"""The command line: ``zomopi run``, ``zomopi info``, ``zomopi methods``."""
+"""The command line: ``zomopi run``, ``race``, ``info`` and ``methods``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from . import _arrays, catalog, errors, problems
 from ._progress import format_loss
+from ._race_cli import race_command
 from .minimize import minimize
 from .result import Result
 
@@ -23,6 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command("race")(race_command)
 
 _PROBLEMS = {"digits": problems.digits}
 _PICTURES = {".png", ".pdf", ".svg"}
