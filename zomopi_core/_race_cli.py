@@ -26,10 +26,8 @@ def race_command(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Names with commas between them: of zomopi methods, as zo_muon or with options as "
-            "zo_muon:learning_rate=0.01:schedule=linear (values to try: 0.001/0.01/0.1, of which "
-            "the best is shown), and of cma, cma-separable, nevergrad-ngopt, nevergrad-spsa, "
-            "scipy-lbfgsb, evosax-openes. By default zo_mopi, zo_muon, cma and scipy-lbfgsb.",
+            help="Names with commas between them, see above. By default zo_mopi and zo_muon, and "
+            "cma and scipy-lbfgsb if installed.",
         ),
     ] = None,
     budget: Annotated[
@@ -58,6 +56,12 @@ def race_command(
     ] = None,
 ) -> None:
     """Race methods on problems, with equal budgets of evaluations.
+
+    Methods are those of `zomopi methods` that need no gradient, with options as
+    in zo_muon:learning_rate=0.01:schedule=linear. Of several values, as in
+    learning_rate=0.001/0.01/0.1, the best on each problem is shown. With the
+    extra bench: cma, cma-separable, nevergrad-ngopt, nevergrad-spsa,
+    scipy-lbfgsb, evosax-openes.
 
     Tables give medians over the seeds, and the quartiles in brackets.
     """

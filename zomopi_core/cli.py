@@ -25,8 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.command("race")(race_command)
-
 _PROBLEMS = {"digits": problems.digits}
 _PICTURES = {".png", ".pdf", ".svg"}
 
@@ -90,6 +88,9 @@ def run(
         console.print(f"saved {file}")
     if result.status == "interrupted":
         raise typer.Exit(130)
+
+
+app.command("race")(race_command)
 
 
 @app.command()

@@ -330,7 +330,7 @@ def default_problems() -> list[str]:
 
 
 #: small, and of different kinds
-DEFAULT_PROBLEMS = ("digits", "sensing", "regulator")
+DEFAULT_PROBLEMS = ("digits", "sensing", "quadratic", "gate")
 
 
 def _default_methods() -> list[str]:

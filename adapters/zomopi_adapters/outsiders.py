@@ -226,7 +226,7 @@ def nevergrad_ngopt(fun: Callable[..., Any], x0: Any, max_queries: int, seed: in
     fun, x0, max_queries, seed
         As in `cma`.
     """
-    with _one_run():
+    with _one_run(), _metamodel_repaired():
         flat = _FlatFunction(fun, x0, max_queries)
         optimizer = _nevergrad("NGOpt", flat, max_queries, seed)
         # finding the recommendation can cost a search through all points
@@ -236,6 +236,21 @@ def nevergrad_ngopt(fun: Callable[..., Any], x0: Any, max_queries: int, seed: in
             optimizer.tell(candidate, flat(candidate.value))
             if flat.noisy and query + 1 in marks:
                 flat.recommend(optimizer.provide_recommendation().value)
+
+
+@contextlib.contextmanager
+def _metamodel_repaired() -> Iterator[None]:
+    """Let nevergrad's surrogate model take its predictions for numbers.
+
+    Up to nevergrad 1.0.12 it calls `float` on arrays with one entry, which NumPy refuses from 2.4
+    on: an optimizer that uses the model would fail at its first use.
+    """
+    metamodel = _package("nevergrad.optimization.metamodel")
+    metamodel.float = lambda x: np.asarray(x, dtype=np.float64).item()
+    try:
+        yield
+    finally:
+        del metamodel.float  # the built-in one is seen again
 
 
 def _nevergrad(name: str, flat: _FlatFunction, max_queries: int, seed: int) -> Any:
@@ -378,8 +393,7 @@ def evosax_openes(fun: Callable[..., Any], x0: Any, max_queries: int, seed: int)
             state, _ = strategy.tell(telling, points, ranks, state, parameters)
             mean = np.asarray(state.mean)
             flat.recommend(mean)
-            if generation + 1 < generations:
-                flat(mean, key=generation)
+            flat(mean, key=generation)
 
 
 @functools.lru_cache(maxsize=8)
