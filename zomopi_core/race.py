@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib
 import json
-import multiprocessing
 import pickle
 import signal
 import sys
@@ -203,6 +202,8 @@ def _in_turn(jobs: list[Job], show: RaceProgress) -> Iterator[RaceRun]:
 
 
 def _at_once(jobs: list[Job], workers: int, show: RaceProgress) -> Iterator[RaceRun]:
+    import multiprocessing
+
     # A fork would copy the threads' locks of array libraries, but not the threads.
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, initializer=_leave_interrupts_to_the_parent) as pool:
