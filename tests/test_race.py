@@ -1,8 +1,10 @@
 """The race: equal budgets, one way of scoring, a file that can be gone on with."""
 
+import contextlib
 import itertools
 import json
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -398,6 +400,17 @@ class TestFile:
         result = zo.race(Stops(), ["zo_mopi", walk], budget=50, seeds=1)
         assert result.interrupted
         assert result.runs == []
+
+    def test_a_swallowed_ctrl_c_ends_the_race_all_the_same(self):
+        def swallow(fun, x0, max_queries, seed):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            fun(x0)
+
+        before = signal.getsignal(signal.SIGINT)
+        result = zo.race(Bowl(), [swallow, walk], budget=50, seeds=1)
+        assert (result.interrupted, result.runs) == (True, [])
+        assert signal.getsignal(signal.SIGINT) is before
 
     def test_finished_runs_are_not_run_again(self, tmp_path):
         file, problem = tmp_path / "r.jsonl", Bowl()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,11 +72,13 @@ class Oracle:
         max_queries: int,
         seed: int = 0,
         show: Callable[[int, float], None] | None = None,
+        interrupts: Sequence[int] = (),
     ) -> None:
         self.max_queries, self.queries = max_queries, 0
         self.noisy = bool(getattr(problem, "noisy", False))
         self.keyed = takes_key(problem.fun)
         self._fun, self._seed, self._show = problem.fun, seed, show
+        self._interrupts = interrupts
         self._exact = getattr(problem, "exact", problem.fun)
         target = getattr(problem, "target", None)
         self._target = -math.inf if target is None else float(target)
@@ -95,6 +97,8 @@ class Oracle:
         """Return the loss at `x`, in the form of the problem's `x0`."""
         if self.queries >= self.max_queries:
             raise BudgetSpent
+        if self._interrupts:  # somebody has swallowed a Ctrl-C, as imports with a bare except do
+            raise KeyboardInterrupt
         self.queries += 1
         if not self.keyed:
             loss = self._fun(x)

@@ -9,6 +9,7 @@ import json
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -58,9 +59,14 @@ class Job:
     backend: str
     device: str | None
 
-    def run(self, problem: Any, show: Callable[[int, float], None] | None = None) -> RaceRun:
+    def run(
+        self,
+        problem: Any,
+        show: Callable[[int, float], None] | None = None,
+        interrupts: Sequence[int] = (),
+    ) -> RaceRun:
         """Run the entry; what it raises is recorded."""
-        oracle = Oracle(problem, self.budget, self.seed, show)
+        oracle = Oracle(problem, self.budget, self.seed, show, interrupts)
         answer, error = None, None
         x0 = like_params(problem.x0, [_arrays.copy(x) for x in leaves_of(problem.x0)])
         try:
@@ -181,23 +187,48 @@ def race(
     if workers > 1:
         _check_sendable(jobs)
     interrupted = False
-    with race_progress(progress, len(jobs), budget) as show:
+    with race_progress(progress, len(jobs), budget) as show, _interrupts_noted() as noted:
         journal.begin()
         try:
-            for run in _in_turn(jobs, show) if workers == 1 else _at_once(jobs, workers, show):
+            runs = _at_once(jobs, workers, show) if workers > 1 else _in_turn(jobs, show, noted)
+            for run in runs:
                 journal.add(run)
+                interrupted = bool(noted)
+                if interrupted:
+                    break
         except KeyboardInterrupt:
             interrupted = True
     return RaceResult(budget, journal.runs, header, interrupted)
 
 
-def _in_turn(jobs: list[Job], show: RaceProgress) -> Iterator[RaceRun]:
+@contextlib.contextmanager
+def _interrupts_noted() -> Iterator[list[int]]:
+    """Note each Ctrl-C beside raising it, for it may be raised where somebody swallows it."""
+    noted: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield noted
+        return
+
+    def note(number: int, frame: Any) -> None:
+        noted.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _in_turn(jobs: list[Job], show: RaceProgress, interrupts: Sequence[int]) -> Iterator[RaceRun]:
     made: Any = None
     for job in jobs:
         if made is None or made[:2] != (job.course, job.seed):
             made = job.course, job.seed, job.course.build(job.seed, job.backend, job.device)
         problem = made[2]
-        yield job.run(problem, show.begin(problem.name, job.entry.label, job.seed))
+        shown = show.begin(problem.name, job.entry.label, job.seed)
+        yield job.run(problem, shown, interrupts)
         show.end()
 
 
