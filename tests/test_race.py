@@ -563,6 +563,13 @@ class TestCompare:
         new = result_of(*[run_of("a", seed=i, reached=q) for i, q in enumerate((15, 90, 120))])
         assert new.compare(old)[0].verdict == "same"
 
+    @pytest.mark.parametrize("reached", [(50, 120, 130), (70, 80, 150)])
+    def test_both_medians_must_lie_outside(self, reached):
+        old = result_of(*[run_of("a", seed=i, reached=q) for i, q in enumerate((90, 100, 110))])
+        new = result_of(*[run_of("a", seed=i, reached=q) for i, q in enumerate(reached)])
+        assert new.compare(old)[0].verdict == "same"
+        assert old.compare(new)[0].verdict == "same"
+
     def test_final_loss_decides_where_nobody_arrives(self):
         old = result_of(*[run_of("a", seed=i, final=f) for i, f in enumerate((1.0, 1.1))])
         new = result_of(*[run_of("a", seed=i, final=f) for i, f in enumerate((0.5, 0.6))])
