@@ -36,7 +36,7 @@ def draw_race(file: Path, result: RaceResult) -> None:
     problems = result.problems
     if not problems:
         raise ValueError("there is no finished run to draw")
-    columns = min(3, len(problems))
+    columns = 2 if len(problems) == 4 else min(3, len(problems))
     rows = math.ceil(len(problems) / columns)
     figure = Figure(figsize=(4.6 * columns + 0.4, 3.7 * rows + 0.8), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -376,7 +376,7 @@ def _default_methods() -> list[str]:
 
 def _header(budget: int, backend: str, device: str | None) -> dict[str, Any]:
     versions = {"python": sys.version.split()[0]}
-    for package in ("numpy", "torch", "jax", "cupy"):
+    for package in _arrays.LIBRARIES.values():
         if package in sys.modules:
             versions[package] = sys.modules[package].__version__
     try:
