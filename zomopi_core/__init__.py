@@ -19,6 +19,8 @@ from .minimize import minimize
 from .objective import apply_step, perturb
 from .optimizer import Optimizer
 from .orthogonalize import newton_schulz, polar, streaming_power_iteration
+from .race import race
+from .race_result import RaceResult
 from .result import Iteration, Result
 from .sampling import Draw, HostSampler, Sampler
 from .update import constant, cosine_decay, linear_decay
@@ -31,6 +33,7 @@ __all__ = [
     "NonFiniteLossError",
     "Optimizer",
     "PrecisionWarning",
+    "RaceResult",
     "Result",
     "Sampler",
     "adago",
@@ -56,6 +59,7 @@ __all__ = [
     "newton_schulz",
     "perturb",
     "polar",
+    "race",
     "streaming_power_iteration",
     "subzero",
     "zo_mopi",

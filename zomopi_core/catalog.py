@@ -348,6 +348,14 @@ def methods() -> tuple[str, ...]:
     return tuple(_CATALOG)
 
 
+def maker(name: str) -> Callable[..., Method]:
+    """Return the function that makes the method of a name, which may have hyphens."""
+    known = name.lower().replace("-", "_")
+    if known not in _CATALOG:
+        raise errors.unknown_name("method", name, _CATALOG)
+    return _CATALOG[known]
+
+
 def describe_methods() -> list[tuple[str, str]]:
     """Return (name, one line) of each method."""
     lines = {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in _CATALOG.items()}
@@ -386,11 +394,3 @@ def tuned_method(
     automatic = "smoothing" in known
     options = given if automatic else chosen
     return make(**{k: v for k, v in options.items() if k in known})
-
-
-def maker(method: str) -> Callable[..., Method]:
-    """Return the function of the catalogue with that name."""
-    name = method.lower().replace("-", "_")
-    if name not in _CATALOG:
-        raise errors.unknown_name("method", method, _CATALOG)
-    return _CATALOG[name]

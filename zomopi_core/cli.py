@@ -1,4 +1,4 @@
-"""The command line: ``zomopi run``, ``info``, ``methods`` and ``problems``."""
+"""The command line: ``zomopi run``, ``race``, ``info``, ``methods`` and ``problems``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from . import _arrays, catalog, errors, problems
 from ._progress import format_loss
+from ._race_cli import race_command
 from .method import leaves_of
 from .minimize import minimize
 from .result import Result
@@ -86,6 +87,9 @@ def run(
         console.print(f"saved {file}")
     if result.status == "interrupted":
         raise typer.Exit(130)
+
+
+app.command("race")(race_command)
 
 
 @app.command()
