@@ -15,7 +15,7 @@ from . import catalog, errors
 from ._race_oracle import Oracle
 from .method import Method
 from .minimize import minimize
-from .run import queries_per_step, spare_queries, steps_paid_for
+from .run import spare_queries, step_costs, steps_paid_for
 from .update import constant, cosine_decay, linear_decay
 
 _SCHEDULES = ("constant", "linear", "cosine")
@@ -83,9 +83,9 @@ class NamedSolver(MethodSolver):
         """Return the method with learning rates that fall over the steps the budget pays for."""
         if self.schedule == "constant":
             return self.method
-        per_step = queries_per_step(self.method, constrained=False)
-        spare = spare_queries(max_queries, per_step)
-        steps = steps_paid_for(max_queries - spare, None, per_step) or 1
+        costs = step_costs(self.method, constrained=False)
+        spare = spare_queries(max_queries, costs)
+        steps = steps_paid_for(max_queries - spare, None, costs) or 1
         fall = linear_decay if self.schedule == "linear" else cosine_decay
         falling = {k: fall(v, steps) if k in _RATES else v for k, v in self.options}
         make: Callable[..., Method] = catalog.maker(self.name)
@@ -182,8 +182,10 @@ def _solver(name: str, texts: dict[str, str]) -> NamedSolver:
     if schedule != "constant" and not set(_RATES) & set(options):
         raise errors.schedule_without_rate(name, schedule)
     for rate in set(_RATES) & set(options):  # a wrong number is better refused here
-        constant(options[rate])
-    method = make(**options)
+        if options[rate] != "auto":
+            constant(options[rate])
+    # Without a rate, as `minimize` takes a name; with one, the paper's method.
+    method = make(**options) if "learning_rate" in options else catalog.automatic(name, options)
     _check_races(method)
     return NamedSolver(method, name, tuple(options.items()), schedule)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import errors
@@ -385,12 +385,22 @@ def tuned_method(
         if chosen:
             raise errors.option_of_method(next(iter(chosen)))
         return find_method(method)
-    make = maker(method)
-    known = inspect.signature(make).parameters
+    known = inspect.signature(maker(method)).parameters
     for name in chosen:
         if name not in known:
-            raise errors.no_such_option(name, make.__name__)
-    # First-order methods have no loss to tune by.
-    automatic = "smoothing" in known
-    options = given if automatic else chosen
-    return make(**{k: v for k, v in options.items() if k in known})
+            raise errors.no_such_option(name, method)
+    return automatic(method, chosen)
+
+
+def automatic(name: str, options: Mapping[str, Any]) -> Method:
+    """Return the method of that name with these options, and all that can be tuned tuned.
+
+    First-order methods have no losses to tune by and keep their defaults.
+    """
+    make = maker(name)
+    known = inspect.signature(make).parameters
+    tuned = _TUNED if "smoothing" in known else ()
+    return make(**{option: "auto" for option in tuned if option in known} | dict(options))
+
+
+_TUNED = ("learning_rate", "smoothing", "spectral_rank")
