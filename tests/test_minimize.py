@@ -13,6 +13,10 @@ from zomopi_core.sampling import step_key
 
 TARGET = np.outer(np.arange(1.0, 7.0), np.ones(5)) / 6
 
+# central differences, eight evaluations at every step
+UNTUNED = zo.zo_mopi(learning_rate=zo.linear_decay(0.5, 100))
+UNTUNED_LONG = zo.zo_mopi(learning_rate=zo.linear_decay(0.5, 499))
+
 
 def distance(x):
     return float(np.sum((x - TARGET) ** 2))
@@ -71,7 +75,7 @@ class TestResult:
         assert np.array_equal(result.x, x0)
 
     def test_history(self):
-        result = zo.minimize(distance, X0, max_queries=803)
+        result = zo.minimize(distance, X0, method=UNTUNED, max_queries=803)
         history = result.history
         assert set(history) == {"queries", "loss", "best", "learning_rate", "elapsed"}
         assert {len(column) for column in history.values()} == {result.nit} == {100}
@@ -79,11 +83,16 @@ class TestResult:
         assert np.all(np.diff(history["best"]) <= 0)
         assert np.all(history["loss"] >= history["best"])
         assert np.all(np.diff(history["elapsed"]) > 0)
-        # a default learning rate falls on a line; its first step's entries have a root mean
-        # square of 0.5 / sqrt(T) max(rms(x0), 1 / sqrt(n)), with T = 100, n = 5 and k = 3
-        rate = history["learning_rate"]
-        assert np.isclose(rate[0], 0.05 / np.sqrt(5) * np.sqrt(30 / 3))
-        assert np.allclose(rate, rate[0] * np.linspace(1, 0, 101)[:-1])
+        assert np.allclose(history["learning_rate"], 0.5 * np.linspace(1, 0, 101)[:-1])
+
+    def test_short_runs_have_a_rate_that_falls_on_a_line(self):
+        """Where there is no time to measure one."""
+        result = zo.minimize(distance, X0, max_queries=8 * 12 + 3)
+        # the entries of the first step have a root mean square of
+        # 0.5 / sqrt(T) max(rms(x0), 1 / sqrt(n)), with T = 12, n = 5 and k = 3
+        rate = result.history["learning_rate"]
+        assert np.isclose(rate[0], 0.5 / np.sqrt(12) / np.sqrt(5) * np.sqrt(30 / 3))
+        assert np.allclose(rate, rate[0] * np.linspace(1, 0, 13)[:-1])
 
     def test_converges_with_nothing_tuned(self, backend):
         result = zo.minimize(
@@ -182,7 +191,7 @@ class TestStopping:
                 return True
             return np.array([1.0, 2.0])  # neither True nor an error
 
-        result = zo.minimize(distance, X0, max_queries=1000, callback=callback)
+        result = zo.minimize(distance, X0, method=UNTUNED, max_queries=1000, callback=callback)
         assert (result.status, result.success, result.nit) == ("callback", True, 3)
         assert [i.step for i in seen] == [1, 2, 3]
         assert seen[-1].queries == 25
@@ -249,7 +258,7 @@ class TestNoise:
             keys.append(key)
             return distance(x) + 10 * np.random.default_rng(key).standard_normal()
 
-        result = zo.minimize(fun, X0, max_queries=4000, seed=3)
+        result = zo.minimize(fun, X0, method=UNTUNED_LONG, max_queries=4000, seed=3)
         assert len(keys) == result.nfev
         by_step = np.reshape(keys[1:-2], (-1, 8))
         assert np.all(by_step == by_step[:, :1])
@@ -287,10 +296,9 @@ class TestVectorized:
             calls.append(x.shape[0])
             return stack(x)
 
-        a = zo.minimize(counted, backend.array(X0), max_queries=400, vectorized=True)
-        b = zo.minimize(
-            lambda x: float(sums((x - target) ** 2)), backend.array(X0), max_queries=400
-        )
+        same = {"method": UNTUNED, "max_queries": 400}
+        a = zo.minimize(counted, backend.array(X0), vectorized=True, **same)
+        b = zo.minimize(lambda x: float(sums((x - target) ** 2)), backend.array(X0), **same)
         assert np.allclose(backend.numpy(a.x), backend.numpy(b.x), atol=1e-9)
         assert sum(calls) == a.nfev
         assert set(calls) == {1, 8}
@@ -430,7 +438,7 @@ class TestFailures:
             return fun(x)
 
         with pytest.raises(ZeroDivisionError, match="simulator") as caught:
-            zo.minimize(fails, X0, max_queries=1000)
+            zo.minimize(fails, X0, method=UNTUNED, max_queries=1000)
         result = caught.value.result
         assert (result.status, result.success) == ("failed", False)
         assert result.nit == 12
@@ -478,7 +486,7 @@ class TestInterrupt:
                 raise KeyboardInterrupt
             return fun(x)
 
-        result = zo.minimize(interrupted, X0, max_queries=99)
+        result = zo.minimize(interrupted, X0, method=UNTUNED, max_queries=99)
         if at > 99:
             assert result.status == "max_queries"
             return
@@ -504,8 +512,9 @@ class TestProgress:
     def test_shows_and_leaves_results_alone(self, capsys, monkeypatch):
         pytest.importorskip("rich", reason="rich is not installed")
         monkeypatch.setenv("COLUMNS", "80")
-        shown = zo.minimize(distance, X0, max_queries=200, progress=True)
-        assert np.array_equal(shown.x, zo.minimize(distance, X0, max_queries=200).x)
+        shown = zo.minimize(distance, X0, method=UNTUNED, max_queries=200, progress=True)
+        plain = zo.minimize(distance, X0, method=UNTUNED, max_queries=200)
+        assert np.array_equal(shown.x, plain.x)
         captured = capsys.readouterr()
         line = captured.err.strip().splitlines()[-1]
         # bar, queries, loss, best, queries per second and the time left, in 80 columns

@@ -41,7 +41,7 @@ Rate = float | Schedule | str | None
 
 def zo_mopi(
     *,
-    learning_rate: Rate = "auto",
+    learning_rate: Rate = None,
     rank: int = 64,
     spectral_rank: int | str | None = None,
     probes: int | None = None,
@@ -69,11 +69,12 @@ def zo_mopi(
     Every nu steps the frame is refreshed and the momentum carried over to it,
     ``M <- A_new^T A_old M``.
 
-    With ``learning_rate="auto"``, the default, what is not given is tuned or set to what was found
-    best (docs, benchmarks); with a learning rate given, it has the paper's value:
+    `minimize` tunes what is not given, as it does for ``learning_rate="auto"``, or sets it to what
+    was found best (docs, benchmarks). With a learning rate, and in `Optimizer` without one, it has
+    the paper's value:
 
     =============  ==================================  ==============
-    option         with ``"auto"``                     with a number
+    option         tuned                               else
     =============  ==================================  ==============
     smoothing      ``"auto"``                          1e-3
     spectral_rank  ``"auto"``                          r // 2
@@ -85,11 +86,13 @@ def zo_mopi(
 
     Parameters
     ----------
-    learning_rate : float, callable or "auto"
+    learning_rate : float, callable or "auto", optional
         eta, the spectral norm of a step in units of the parameters: a number or a schedule
         (`constant`, `linear_decay`, `cosine_decay`, any callable of the step). ``"auto"``
-        measures it by line searches during the run (`zomopi_core.tuning`); a step then has the
-        Frobenius norm eta sqrt(k) whatever part of the spectrum it uses.
+        measures it by line searches during the run (`zomopi_core.tuning`); some of the points
+        that `Optimizer.ask` returns then lie along the last step. In `Optimizer`, the default is
+        a constant rate at which the entries of a step have a root mean square of
+        0.01 max(rms(x0), 1/sqrt(n)), n the columns.
     rank : int
         Columns r of the frame; clipped to the rows m.
     spectral_rank : int or "auto", optional
@@ -117,9 +120,9 @@ def zo_mopi(
         lambda, decoupled: the parameters shrink by eta lambda a step.
     vector_learning_rate : float or callable, optional
         Root mean square of a step's entries for arrays with one axis or none, which are probed
-        in their full space and take normalised steps. By default ``"auto"`` if `learning_rate`
-        is; else 0.01 max(rms(x0), 1/sqrt(n)) for n entries, or in `minimize`, which knows the
-        number T of steps, 0.5 / sqrt(T) in the place of 0.01, falling linearly to zero.
+        in their full space and take normalised steps. By default tuned if `learning_rate` is;
+        else 0.01 max(rms(x0), 1/sqrt(n)) for n entries, or in `minimize`, which knows the number
+        T of steps, 0.5 / sqrt(T) in the place of 0.01, falling linearly to zero.
     side : {"left", "right"}
         Whether the rows (the paper) or the columns are sketched.
     stacked : bool
@@ -146,6 +149,10 @@ def zo_mopi(
     >>> method.evaluations_per_step
     4
     """
+    given = dict(locals())
+    automatic = None
+    if learning_rate is None:
+        automatic = zo_mopi(**(given | {"learning_rate": "auto"}))
     tuned = isinstance(learning_rate, str)
     if isinstance(spectral_rank, str):
         check_name("spectral_rank", spectral_rank, ("auto",))
@@ -176,7 +183,7 @@ def zo_mopi(
         _vector_update(vector_learning_rate, learning_rate, weight_decay),
     )
     estimator = FiniteDifference(probes, smoothing, difference)
-    return Method("zo_mopi", estimator, matrices, vectors)
+    return Method("zo_mopi", estimator, matrices, vectors, automatic=automatic)
 
 
 def _vector_update(rate: Rate, matrices: Rate, weight_decay: float = 0.0) -> Update:
@@ -384,7 +391,8 @@ def tuned_method(
     if not isinstance(method, str):
         if chosen:
             raise errors.option_of_method(next(iter(chosen)))
-        return find_method(method)
+        method = find_method(method)
+        return method.automatic or method
     known = inspect.signature(maker(method)).parameters
     for name in chosen:
         if name not in known:

@@ -115,6 +115,8 @@ class Method:
         numbers differ, so a run keeps to one of the two.
     snapshots : Snapshots, optional
         Steps of another method in between, the first of all steps among them.
+    automatic : Method, optional
+        The method with all that was not given tuned, which `minimize` takes in its place.
 
     Examples
     --------
@@ -143,6 +145,7 @@ class Method:
     vectors: Rule
     block: bool = True
     snapshots: Snapshots | None = None
+    automatic: Method | None = None
 
     @property
     def evaluations_per_step(self) -> int:

@@ -11,8 +11,9 @@ import numpy as np
 from . import _arrays, errors
 from ._checks import check_count, finite, positive
 from ._progress import progress_display
-from .catalog import tuned_method
+from .catalog import find_method, tuned_method
 from .constraints import Projection
+from .costs import StepCosts
 from .method import Method
 from .objective import Objective
 from .optimizer import Optimizer
@@ -156,7 +157,9 @@ def minimize(
     for name, function in (("callback", callback), ("gradient", gradient)):
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be callable, got {type(function).__name__}")
-    method = tuned_method(method, learning_rate, smoothing, spectral_rank)
+    paper = find_method(method)
+    options = learning_rate, smoothing, spectral_rank
+    method = tuned_method(method, *options)
     if gradient is None and method.estimator is None:
         raise errors.needs_gradient(method.name)
     if gradient is not None and method.estimator is not None:
@@ -166,10 +169,12 @@ def minimize(
     if method.takes_full_batches and not objective.takes_key:
         raise errors.needs_key(method.name)
     costs = step_costs(method, constrained)
+    steps = _steps(max_queries, max_steps, costs)
+    if steps is not None and steps < _WORTH_TUNING and options == ("auto",) * 3:
+        method, costs = paper, step_costs(paper, constrained)
+        steps = _steps(max_queries, max_steps, costs)
     if max_queries is not None and max_queries < costs.of(1):
         raise errors.budget_below_step(max_queries, costs.of(1))
-    spare = spare_queries(max_queries, costs)
-    steps = steps_paid_for(None if max_queries is None else max_queries - spare, max_steps, costs)
     if steps is not None:
         method = method.with_horizon(steps)
     failures = Failures(on_failure)
@@ -202,6 +207,17 @@ def minimize(
             )
         raise
     return run.result(status)
+
+
+# Steps below which searching for a learning rate leaves too few to use it.
+_WORTH_TUNING = 16
+
+
+def _steps(max_queries: int | None, max_steps: int | None, costs: StepCosts) -> int | None:
+    """Return the number of steps that the budget pays for; None if only time limits the run."""
+    if max_queries is None:
+        return max_steps
+    return steps_paid_for(max_queries - spare_queries(max_queries, costs), max_steps, costs)
 
 
 def _loop(

@@ -262,6 +262,12 @@ class Optimizer:
         """Number of these points that make the estimate; they come first."""
         return self._step_method.evaluations_per_step
 
+    def skip_search(self) -> None:
+        """Leave out the points beside the probes that the next step would ask for."""
+        tuning = self._point.tuning
+        if tuning is not None and self._plan().kind and self._pending() is None:
+            self._point = self._point._replace(tuning=tuning.postponed())
+
     def skip_noise(self) -> None:
         """Leave the noise of the function unmeasured, for a run too short to pay for it."""
         tuning = self._point.tuning

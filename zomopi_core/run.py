@@ -264,7 +264,10 @@ class Run:
             return "target"
         left = math.inf if self.max_queries is None else self.max_queries - calls
         if left - min(self.spare, 2) < self.next_queries:
-            return "max_queries"
+            # The last steps go without the points that would tune the steps after them.
+            self.optimizer.skip_search()
+            if left - min(self.spare, 2) < self.next_queries:
+                return "max_queries"
         if self.max_steps is not None and nit >= self.max_steps:
             return "max_steps"
         if self.max_time is not None and time.perf_counter() - self.began >= self.max_time:

@@ -38,6 +38,7 @@ from .update import typical_size
 # polynomial between them, far enough for float32 parameters to tell them apart.
 _NOISE_POINTS = 7
 _NOISE_SPACING = 0.1
+_MOST_TRIES = 3
 # The smoothing at the start, its least value in units in the last place, and its largest, over
 # the size of the parameters.
 _START = 1e-3
@@ -127,6 +128,7 @@ class Tuning:
     grain: float = 0.0  # what a function with steps adds to the noise of its differences
     random: bool = False  # whether F gives another value at the same point
     measured: bool = False  # the noise
+    tries: int = 0  # to measure it, where evaluations failed
     raises: int = 0  # of the smoothing, before it was settled
     steepest: float = 0.0  # slope seen meanwhile
     settled: bool = False  # the smoothing
@@ -173,6 +175,10 @@ class Tuning:
         """Return the tuning for a run too short to measure the noise."""
         return replace(self, measured=True, settled=True)
 
+    def postponed(self) -> Tuning:
+        """Return the tuning with the next line search a step later."""
+        return replace(self, next_search=self.steps + 1)
+
     def passed(self) -> Tuning:
         """Return the tuning after a step at which it looked at nothing."""
         return replace(self, steps=self.steps + 1)
@@ -202,12 +208,21 @@ class Tuning:
         if plan.kind == "noise":
             new = new._with_noise(losses, extra)
         slope = _root_mean_square(coefficients)
+        if not new.measured:
+            return new, Verdict(False, False, False)
         if not new.settled:
             new = new._settle(slope, losses)
             if not new.settled:
                 return new, Verdict(False, False, False)
         if plan.kind == "line":
-            new, retreat, best = new._searched(plan.scales, extra, geometry)
+            failed = sum(not math.isfinite(x) for x in losses)
+            told = list(zip(plan.scales, extra, strict=True))
+            if failed:
+                # Where probes fail too, a failure along the line does not mean "too far".
+                told = [(s, x) for s, x in told if math.isfinite(x)]
+            lost = 2 * failed >= len(losses)
+            scales, values = [s for s, _ in told], [x for _, x in told]
+            new, retreat, best = new._searched(scales, values, lost)
         if self.settled and self.attentive:
             new = new._smoothed(slope, geometry)
         if slope > 0 or retreat:
@@ -216,9 +231,11 @@ class Tuning:
 
     def _with_noise(self, losses: Sequence[float], extra: Sequence[float]) -> Tuning:
         noise = noise_level(extra) or 0.0
+        tries = self.tries + 1
         return replace(
             self,
-            measured=True,
+            measured=tries == _MOST_TRIES or all(map(math.isfinite, extra)),
+            tries=tries,
             noise=noise,
             random=noise > 0,
             settled=not self.tunes_smoothing,
@@ -249,17 +266,24 @@ class Tuning:
         return replace(new, smoothing=smoothing, steepest=steepest, raises=self.raises + 1)
 
     def _searched(
-        self, scales: Sequence[float], losses: Sequence[float], geometry: Geometry
+        self, scales: Sequence[float], losses: Sequence[float], lost: bool
     ) -> tuple[Tuning, bool, bool]:
         """Return the tuning after a line search, whether to retreat, whether this is the best."""
         here = [x for s, x in zip(scales, losses, strict=True) if s == 0]
-        value = sum(here) / len(here)
+        finite = [x for x in here if math.isfinite(x)]
+        if not finite:
+            # One failure is bad luck, and the next step searches again; where most probes fail
+            # too, the iterate has left the domain of F.
+            if lost and self.found:
+                return self._retreated(), True, False
+            return replace(self, next_search=self.steps + 1), False, False
+        value = sum(finite) / len(finite)
         new = self
-        if len(here) > 1 and all(map(math.isfinite, here)):
-            noise = math.sqrt(0.9 * self.noise**2 + 0.1 * (here[0] - here[1]) ** 2 / 2)
+        if len(finite) > 1:
+            noise = math.sqrt(0.9 * self.noise**2 + 0.1 * (finite[0] - finite[1]) ** 2 / 2)
             # Noise of rounding is the same each time: it is not seen in a repetition.
-            known = self.noise if here[0] == here[1] else noise
-            new = replace(new, noise=known, random=here[0] != here[1])
+            same = finite[0] == finite[1]
+            new = replace(new, noise=self.noise if same else noise, random=not same)
         if not self.found:
             new = new._coarse(scales, losses)
             return replace(new, lowest=min(value, new.lowest)), False, True
@@ -267,9 +291,9 @@ class Tuning:
         fallen = max(self.first - self.lowest, 0.0) if math.isfinite(self.first) else 0.0
         least = min(filter(math.isfinite, losses), default=math.inf)
         if not value - max(0.5 * fallen, value - least) <= self.lowest + margin:
-            alpha = self.alpha / 4.0
-            soon = replace(new, alpha=alpha, rate=self.rate / 4.0, next_search=self.steps + 2)
-            return soon, True, False
+            return new._retreated(), True, False
+        if len(set(scales)) < 3:
+            return replace(new, next_search=self.steps + 1), False, False
         new, minimum = new._minimum(scales, losses)
         alpha = math.sqrt(self.alpha * minimum)
         pause = min(max(1, self.steps), self._interval)
@@ -281,6 +305,11 @@ class Tuning:
             lowest=min(value, self.lowest),
         )
         return new, False, value <= self.lowest + margin
+
+    def _retreated(self) -> Tuning:
+        return replace(
+            self, alpha=self.alpha / 4.0, rate=self.rate / 4.0, next_search=self.steps + 2
+        )
 
     def _minimum(self, scales: Sequence[float], losses: Sequence[float]) -> tuple[Tuning, float]:
         """Return the tuning after a later search, and the minimiser."""
@@ -307,13 +336,14 @@ class Tuning:
         """Return the tuning after a round of the first search."""
         rounds = self.rounds + 1
         tried = [(s, x) for s, x in zip(scales, losses, strict=True) if math.isfinite(x)]
-        base = tried[0][1] if tried and tried[0][0] == 0 else math.nan
+        base, ahead = tried[0][1], [(s, x) for s, x in tried if s > 0]
         tolerance = 2.0 * math.sqrt(2.0) * self.noise
-        ahead = tried[1:]
-        if not ahead or not math.isfinite(base):
+        if len(scales) < 3:
+            return replace(self, next_search=self.steps + 1)  # nothing to tell from
+        if not ahead:
             return self._elsewhere(_COARSE[-1] ** -2, shrunk=True)
         lowest = min(x for _, x in ahead)
-        risen = ahead[-1][1] > lowest + tolerance or len(tried) < len(scales)
+        risen = ahead[-1][1] > lowest + tolerance or not math.isfinite(losses[-1])
         if lowest < base - tolerance:
             if risen or rounds == _MOST_ROUNDS:
                 return self._found(line_minimum(scales, losses))
