@@ -191,7 +191,9 @@ class Sketch(Subspace):
                 f"must return None or an array of shape {(*shape[:-1], 'c')} for leaf {leaf}, "
                 f"got {got}"
             )
-        given = _arrays.to_like(given, gauss)[..., : shape[-1]]
+        given = _arrays.to_like(given, gauss)
+        if given.shape[-1] > shape[-1]:
+            given = given[..., : shape[-1]]
         rest = gauss[..., given.shape[-1] :]
         return _arrays.namespace(gauss).concat([given, rest], axis=-1)
 

@@ -56,6 +56,7 @@ class Leaf:
         self.probe: int | None = None  # where the leaf stands: at X + scale * P_probe
         self.scale = 0.0
         self._held: Tensor | None = None
+        self._drawn: tuple[int, int, Tensor] | None = None  # step, probe and B of the last draw
         average = rule.momentum
         keeps = isinstance(rule.subspace, Sketch) and rule.subspace.refresh_kind == "anchored"
         # Without memory M is only what one step hands to the orthogonalizer.
@@ -71,7 +72,7 @@ class Leaf:
             nothing = torch.zeros((), dtype=state.momentum.dtype, device=state.momentum.device)
             state = state._replace(momentum=nothing.expand(state.momentum.shape))
         old = getattr(self, "state", None)
-        self.state = state
+        self.state, self._drawn = state, None
         if old is None or old.frame is not state.frame:
             left, right = self.rule.subspace.factors(state.frame, state.momentum[None])
             if left is None:
@@ -92,9 +93,13 @@ class Leaf:
 
     def coordinates(self, source: Source, probe: int) -> Tensor:
         """Return B of one probe."""
+        if self._drawn is not None and self._drawn[:2] == (source.step, probe):
+            return self._drawn[2]
         shape = tuple(self.state.momentum.shape)
         draw = Draw("probe", self.index, source.step, probe)
         values: Tensor = source.random.normal(draw, shape, self.state.momentum)
+        if not self.is_large:
+            self._drawn = source.step, probe, values
         return values
 
     def varying(self, source: Source, probe: int) -> Tensor:
@@ -112,8 +117,12 @@ class Leaf:
         return (self.shared, varying) if self.kind == "left" else (varying, self.shared)
 
     def block(self, source: Source, count: int) -> Tensor:
-        """Return the coordinates of all probes of the step, drawn again (N, r, n)."""
-        return torch.stack([self.coordinates(source, i) for i in range(count)])
+        """Return the coordinates of all probes of the step (N, r, n), most of them drawn again."""
+        last = None if self._drawn is None else self._drawn[1]
+        order = range(count) if last is None else sorted(range(count), key=lambda i: i != last)
+        found = {i: self.coordinates(source, i) for i in order}
+        self._drawn = None
+        return torch.stack([found[i] for i in range(count)])
 
     def rate(self, step: int) -> Any:
         """Return the learning rate of a step: the method's, times what a scheduler made of it."""
