@@ -163,6 +163,31 @@ class TestPath:
         assert_same(conv, expected)
         assert not conv.weight.is_contiguous()
 
+    @pytest.mark.parametrize("name", ["zo_mopi", "mezo"])
+    def test_what_a_sampler_keeps_is_not_changed(self, name):
+        class Kept:
+            def __init__(self):
+                self.kept = {}
+
+            def normal(self, draw, shape, *, dtype, device):
+                if draw not in self.kept:
+                    numbers = zo.HostSampler(0).normal(draw, shape, dtype=np.float64)
+                    self.kept[draw] = torch.as_tensor(numbers, dtype=dtype)
+                return self.kept[draw]
+
+        sampler, model = Kept(), network()
+        optimizer = ZOMOPI(model, 0.02, method=name, probes=2, seed=sampler)
+        for _ in range(3):
+            optimizer.step(objective(model))
+        for draw, values in sampler.kept.items():
+            fresh = zo.HostSampler(0).normal(draw, tuple(values.shape), dtype=np.float64)
+            assert np.array_equal(values.numpy(), fresh)
+        other = network()
+        again = ZOMOPI(other, 0.02, method=name, probes=2, seed=zo.HostSampler(0))
+        for _ in range(3):
+            again.step(objective(other))
+        assert_same(other, dict(model.named_parameters()))
+
     def test_float32_on_float64_draws_is_near(self):
         """The bound on rounding: float32 stays within it, where float64 is taken as exact."""
         model = network(torch.float32)

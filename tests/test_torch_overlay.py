@@ -1,6 +1,8 @@
 """The overlay: equal to in place on every layer, weights untouched, quantised layers, batches."""
 
+import copy
 import dataclasses
+import inspect
 import io
 import warnings
 
@@ -261,6 +263,24 @@ class TestWeights:
             torch.testing.assert_close(value.detach(), before[name] + update)
         assert adapter["0.weight"]["left"].shape == (8, 2)
 
+    def test_copies_of_the_model_are_plain(self):
+        model = network()
+        optimizer = ZOMOPI(model, lr=0.5, binding="overlay")
+        optimizer.step(objective(model))
+        x, before = data()[0], network()(data()[0])
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+            torch.testing.assert_close(other(x), before)  # what was learned is not merged yet
+            with torch.no_grad():
+                other[0].weight.zero_()
+            assert not torch.equal(other(x), before)
+        assert not torch.allclose(model(x), before, atol=1e-3)
+        optimizer.merge()
+        torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
+        assert list(inspect.signature(model.forward).parameters) == ["input"]
+
     def test_detached_models_are_plain_again(self):
         model = network()
         optimizer = ZOMOPI(model, lr=0.1, binding="overlay")
@@ -520,6 +540,29 @@ class TestBatched:
         with pytest.raises(ValueError, match="per_probe got 15 losses for 4 probes"):
             optimizer.step(lambda: per_probe(model(tiled(x))[:15].mean(dim=1)))
         assert torch.equal(model(x), before)
+
+    def test_a_batch_that_is_not_the_first_axis_is_noticed(self):
+        class Transposed(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(6, 6)
+
+            def forward(self, x):
+                return self.layer(x[:, None].expand(-1, 8, -1).transpose(0, 1)).transpose(0, 1)
+
+        ends = []
+        for batched in (False, True):
+            torch.manual_seed(0)
+            model, x = Transposed().double(), data()[0]
+            optimizer = ZOMOPI(model, lr=0.05, probes=2, binding="overlay", batched=batched)
+            closure = lambda m=model, x=x: rows_loss(m, x)  # noqa: E731
+            if batched:
+                with pytest.warns(UserWarning, match="is the batch the first axis throughout"):
+                    losses = [float(optimizer.step(closure))]
+            else:
+                losses = [float(optimizer.step(closure))]
+            ends.append(losses + [float(optimizer.step(closure)) for _ in range(2)])
+        assert ends[0] == pytest.approx(ends[1], rel=1e-10)
 
     def test_micro_batches(self):
         ends = []

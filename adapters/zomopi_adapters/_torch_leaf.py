@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zomopi_core.momentum import ExponentialAverage
 from zomopi_core.rule import LeafState, Rule
-from zomopi_core.sampling import Draw, Randomness
+from zomopi_core.sampling import Draw, Randomness, TorchSampler
 from zomopi_core.subspace import Sketch
 from zomopi_core.update import Change
 
@@ -118,11 +118,13 @@ class Leaf:
 
     def block(self, source: Source, count: int) -> Tensor:
         """Return the coordinates of all probes of the step (N, r, n), most of them drawn again."""
+        like = self.state.momentum
+        block = torch.empty((count, *like.shape), dtype=like.dtype, device=like.device)
         last = None if self._drawn is None else self._drawn[1]
-        order = range(count) if last is None else sorted(range(count), key=lambda i: i != last)
-        found = {i: self.coordinates(source, i) for i in order}
+        for i in sorted(range(count), key=lambda i: i != last):  # what is at hand first
+            block[i] = self.coordinates(source, i)
         self._drawn = None
-        return torch.stack([found[i] for i in range(count)])
+        return block
 
     def rate(self, step: int) -> Any:
         """Return the learning rate of a step: the method's, times what a scheduler made of it."""
@@ -209,7 +211,9 @@ class InPlace(Leaf):
         if self.probe is None:
             self._add(new, scale)
         else:
-            difference = new.mul_(scale) if self.is_large else new * scale
+            # A sampler of the user's may return what it keeps.
+            own = self.is_large and isinstance(source.random.sampler, TorchSampler)
+            difference = new.mul_(scale) if own else new * scale
             self._add(difference.sub_(self._current(source), alpha=self.scale))
         self.probe, self.scale = probe, scale
         self._held = None if self.is_large else new

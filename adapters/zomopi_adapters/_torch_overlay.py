@@ -37,7 +37,6 @@ class Overlaid(Accumulating):
         super().__init__(*args)
         self.mergeable = mergeable
         self.places: list[tuple[Tensor | None, float]] = []  # of the slices: varying and scale
-        self._cache: dict[Any, Any] = {}
 
     def refresh(self, source: Source) -> None:
         """Draw a new frame; where the weight cannot take the coordinates up, keep the first."""
@@ -52,26 +51,22 @@ class Overlaid(Accumulating):
             self._held = None
         self.probe, self.scale = probe, scale
         self.places = []
-        self._cache.clear()
 
     def spread(self, source: Source, places: list[tuple[int | None, float]]) -> None:
         """Stand at several probes, one for each slice of the inputs."""
         probes = {i for i, _ in places if i is not None}
         drawn = {i: self.varying(source, i) for i in sorted(probes)}
         self.places = [(None if i is None else drawn[i], scale) for i, scale in places]
-        self._cache.clear()
 
     def accept(self, source: Source, change: Change) -> None:
         """Add the step to the coordinates."""
         super().accept(source, change)
         self.places = []
-        self._cache.clear()
 
     def load_extra(self, extra: dict[str, Tensor]) -> None:
         """Take over the coordinates and the factor of the weight."""
         super().load_extra(extra)
         self.places = []
-        self._cache.clear()
 
     def merge(self, source: Source) -> None:
         """Bring the coordinates into the weight; 16-bit weights are rounded stochastically."""
@@ -79,7 +74,6 @@ class Overlaid(Accumulating):
             return
         self._write(self.param, self.param, self.total, source)
         self.total = self.shrink = None
-        self._cache.clear()
 
     def displacements(self) -> list[Tensor | None]:
         """Return the varying factor of the displacement of each slice."""
@@ -101,12 +95,6 @@ class Overlaid(Accumulating):
         In 16 bits the steps and the probe have columns of their own, so that the larger ones do
         not round the smaller ones away.
         """
-        if ("factors", dtype) not in self._cache:
-            self._cache["factors", dtype] = self._factors(dtype)
-        found: tuple[Tensor, Tensor] | None = self._cache["factors", dtype]
-        return found
-
-    def _factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         places = self.places or [(self._held if self.probe is not None else None, self.scale)]
         if self.total is None and all(held is None for held, _ in places):
             return None
@@ -144,14 +132,11 @@ class Overlaid(Accumulating):
 
     def vector(self, dtype: torch.dtype) -> Tensor | None:
         """Return what is added to a parameter in its full space, (slices, *shape)."""
-        if ("vector", dtype) not in self._cache:
-            parts = self.displacements()
-            value = None
-            if any(p is not None for p in parts):
-                zero = torch.zeros_like(self.state.momentum)
-                value = torch.stack([zero if p is None else p for p in parts]).to(dtype)
-            self._cache["vector", dtype] = value
-        return self._cache["vector", dtype]
+        parts = self.displacements()
+        if all(p is None for p in parts):
+            return None
+        zero = torch.zeros_like(self.state.momentum)
+        return torch.stack([zero if p is None else p for p in parts]).to(dtype)
 
     def materialised(self) -> Tensor:
         """Return the displaced parameter as an array of its own."""
@@ -163,6 +148,30 @@ class Overlaid(Accumulating):
         displacement = self.displacements()[0]
         self._write(value, self.param.detach(), displacement, None)
         return value
+
+
+class OverlaidForward:
+    """The forward of a model with the overlay switched on; a copy of the model has the plain one.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    overlay : Overlay
+    """
+
+    def __init__(self, model: Any, overlay: Overlay) -> None:
+        self.__wrapped__ = model.forward  # by which its signature is found
+        self._model, self._overlay = model, overlay
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._overlay.on():
+            return self.__wrapped__(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return getattr(type(self._model), "forward").__get__(memo[id(self._model)])  # noqa: B009
+
+    def __reduce__(self) -> Any:
+        return getattr, (self._model, "forward")
 
 
 class Overlay(TorchFunctionMode):  # type: ignore[misc]

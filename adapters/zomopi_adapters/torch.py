@@ -34,7 +34,7 @@ from . import _torch_state as state_
 from ._torch_activation import ActivationBasis
 from ._torch_groups import Carrier, default_groups
 from ._torch_leaf import HALF, InPlace, Leaf, Referenced, Source
-from ._torch_overlay import NotBatchableError, Overlaid, Overlay, _low_rank
+from ._torch_overlay import NotBatchableError, Overlaid, OverlaidForward, Overlay, _low_rank
 from ._torch_scope import Replay, forget_casts, own_arithmetic, uninterrupted
 from ._torch_slices import evaluating, per_probe, tiled
 
@@ -168,6 +168,8 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         self._random: Randomness | None = None
         self._leaves: list[Leaf] = []
         self._step, self._refreshed_at, self._warned = 0, 0, False
+        self._compared = False
+        self._plain_forward: Any = None
         self._overlay = Overlay()
         self._stores: set[Any] = set()
         self._taken: set[str] = set()
@@ -346,17 +348,10 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
     def _wrap_model(self) -> None:
         """Let the model act as trained outside of the steps, too, where it is overlaid."""
         model = self.model
-        if model is None or not self._overlay.leaves or "_zomopi_forward" in model.__dict__:
-            return
-        original, overlay = model.forward, self._overlay
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            with overlay.on():
-                return original(*args, **kwargs)
-
-        forward.__wrapped__ = original  # type: ignore[attr-defined]
-        model.__dict__["_zomopi_forward"] = original
-        model.forward = forward
+        wrapped = model is not None and isinstance(model.__dict__.get("forward"), OverlaidForward)
+        if model is not None and self._overlay.leaves and not wrapped:
+            self._plain_forward = model.__dict__.get("forward")
+            model.forward = OverlaidForward(model, self._overlay)
 
     @property
     def bindings(self) -> dict[str, str]:
@@ -510,18 +505,30 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                 )
                 self.batched = False
                 replay.rewind()
-        losses = []
-        for number, evaluation in enumerate(evaluations):
-            if number:
-                replay.rewind()
-            with own_arithmetic(kinds), uninterrupted():
-                for leaf in leaves:
-                    leaf.move(source, *evaluation)
-            forget_casts(kinds)
-            watching = replay.first() if number == 0 else contextlib.nullcontext()
-            with self._overlay.on(), watching:
-                losses.append(_mean([_scalar(closure()) for closure in closures]))
-        return losses
+        return [
+            self._single_loss(source, leaves, closures, replay, kinds, number)
+            for number in range(len(evaluations))
+        ]
+
+    def _single_loss(
+        self,
+        source: Source,
+        leaves: list[Leaf],
+        closures: list[Closure],
+        replay: Replay,
+        kinds: set[str],
+        number: int,
+    ) -> Any:
+        assert self._estimator is not None
+        if number:
+            replay.rewind()
+        with own_arithmetic(kinds), uninterrupted():
+            for leaf in leaves:
+                leaf.move(source, *self._estimator.evaluations[number])
+        forget_casts(kinds)
+        watching = replay.first() if number == 0 else contextlib.nullcontext()
+        with self._overlay.on(), watching:
+            return _mean([_scalar(closure()) for closure in closures])
 
     def _batched_losses(
         self,
@@ -552,7 +559,43 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             self._overlay.slices = 1
             for leaf in leaves:
                 leaf.move(source, None, 0.0)
+        if not self._compared:
+            self._compare(losses, source, leaves, closures, replay, kinds)
         return losses
+
+    def _compare(
+        self,
+        losses: list[Any],
+        source: Source,
+        leaves: list[Leaf],
+        closures: list[Closure],
+        replay: Replay,
+        kinds: set[str],
+    ) -> None:
+        """Compare two losses of the first batched step with what they are one by one.
+
+        Where the batch is not the first axis throughout, slices would get the probes of others.
+        """
+        ends = (0, len(losses) - 1)
+        replay.rewind()
+        alone = [
+            float(self._single_loss(source, leaves, closures, replay, kinds, number))
+            for number in ends
+        ]
+        for leaf in leaves:
+            leaf.move(source, None, 0.0)
+        found = [float(losses[number]) for number in ends]
+        if not all(map(math.isfinite, [*alone, *found])):
+            return
+        self._compared = True
+        precision = max(torch.finfo(leaf.param.dtype).eps for leaf in leaves)
+        noise = 100 * precision * max(map(abs, alone))
+        expected, got = alone[1] - alone[0], found[1] - found[0]
+        if abs(got - expected) > noise + 0.2 * max(abs(expected), abs(got)):
+            raise NotBatchableError(
+                f"two losses differ by {got:.6g} in one forward pass, one by one by "
+                f"{expected:.6g}; is the batch the first axis throughout?"
+            )
 
     def _advance(
         self, source: Source, leaves: list[Leaf], coefficients: Any
@@ -655,9 +698,10 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         """Merge, and take the overlay off the model."""
         self.merge()
         model = self.model
-        if model is not None and "_zomopi_forward" in model.__dict__:
-            del model.__dict__["_zomopi_forward"]
-            del model.__dict__["forward"]
+        if model is not None and isinstance(model.__dict__.get("forward"), OverlaidForward):
+            del model.forward
+            if self._plain_forward is not None:
+                model.forward = self._plain_forward
 
     # Checkpoints
 

@@ -64,13 +64,13 @@ class NaiveStep:
                 p.add_((frame @ newton_schulz(mean)) * -1e-3)
 
 
-def weights(shapes: str, dtype: str = "float32", device: str = "cpu") -> list[Any]:
+def weights(
+    shapes: list[tuple[int, int]], dtype: str = "float32", device: str = "cpu"
+) -> list[Any]:
     """Return parameters of these shapes."""
     torch = torch_or_skip()
     kind = getattr(torch, dtype)
-    return [
-        torch.nn.Parameter((0.02 * torch.randn(s, device=device)).to(kind)) for s in SHAPES[shapes]
-    ]
+    return [torch.nn.Parameter((0.02 * torch.randn(s, device=device)).to(kind)) for s in shapes]
 
 
 def ours(params: list[Any], **options: Any) -> Any:
@@ -96,8 +96,8 @@ class StepOutsideForwards:
 
     def setup(self, shapes: str) -> None:
         """Make both."""
-        self.ours = ours(weights(shapes))
-        self.naive = NaiveStep(weights(shapes)).run
+        self.ours = ours(weights(SHAPES[shapes]))
+        self.naive = NaiveStep(weights(SHAPES[shapes])).run
 
     def time_step(self, shapes: str) -> None:
         """Record a step of ours."""
@@ -112,7 +112,7 @@ class StepOutsideForwards:
     def track_step_over_fused_passes(self, shapes: str) -> float:
         """Return a step's time over that of the 2N + 1 bare fused additions."""
         torch = torch_or_skip()
-        params = weights(shapes)
+        params = weights(SHAPES[shapes])
         factors = [(torch.randn(p.shape[0], RANK), torch.randn(RANK, p.shape[1])) for p in params]
 
         def fused() -> None:
@@ -134,7 +134,7 @@ class HalfPrecision:
 
     def setup(self, dtype: str, shapes: str) -> None:
         """Make the optimizer."""
-        self.step = ours(weights(shapes, dtype), smoothing=0.05)
+        self.step = ours(weights(SHAPES[shapes], dtype), smoothing=0.05)
 
     def time_step(self, dtype: str, shapes: str) -> None:
         """Record a step."""
@@ -142,22 +142,20 @@ class HalfPrecision:
 
 
 class Memory:
-    """What a step needs beside the weights; on the CPU the process, on a GPU the device."""
+    """What a step needs beside the weights: 32 MiB of them, r = 64."""
 
     params: ClassVar[list[Any]] = [["cpu", "cuda"]]
     param_names: ClassVar[list[str]] = ["device"]
 
     def setup(self, device: str) -> None:
-        """Make 32 MiB of weights."""
+        """Make the weights."""
         torch = torch_or_skip()
         if device == "cuda" and not torch.cuda.is_available():
             raise NotImplementedError("torch finds no GPU")
-        torch.nn.Parameter(torch.zeros(1))
-        SHAPES.setdefault("2 x 2048 x 2048", [(2048, 2048)] * 2)
-        self.weights = weights("2 x 2048 x 2048", device=device)
+        self.weights = weights([(2048, 2048)] * 2, device=device)
 
     def peakmem_steps(self, device: str) -> None:
-        """Record the peak of two steps."""
+        """Record the peak of the process in two steps."""
         step = ours(self.weights)
         step()
         step()
@@ -165,20 +163,30 @@ class Memory:
     def peakmem_weights_alone(self, device: str) -> None:
         """Record what the weights and the libraries take."""
 
-    def track_largest_over_state(self, device: str) -> float:
-        """Return the peak on the device over the weights and the state, 0 where it is the CPU."""
+    def track_peak_over_weights(self, device: str) -> float:
+        """Return the largest sum of what a step allocates, over the weights; state included."""
         torch = torch_or_skip()
-        if device == "cpu":
-            return 0.0
+        size = sum(p.numel() * p.element_size() for p in self.weights)
+        if device == "cuda":
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            step = ours(self.weights)
+            step()
+            step()
+            return float((torch.cuda.max_memory_allocated() - before) / size)
         step = ours(self.weights)
         step()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return float(torch.cuda.max_memory_allocated() / before)
+        with torch.profiler.profile(profile_memory=True) as profile:
+            step()
+        now = peak = 0
+        for event in profile.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                peak = max(peak, now)
+        return float(peak / size)
 
-    track_largest_over_state.unit = "x"  # type: ignore[attr-defined]
+    track_peak_over_weights.unit = "x"  # type: ignore[attr-defined]
 
 
 class BatchedForward:
@@ -219,7 +227,8 @@ class BatchedForward:
 
         def inference() -> None:
             with torch.no_grad():
-                _arrays.synchronize(model.__dict__.get("_zomopi_forward", model)(rows))
+                forward = getattr(model.forward, "__wrapped__", model.forward)
+                _arrays.synchronize(forward(rows))
 
         return optimizer(True), optimizer(False), inference
 
