@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from zomopi_adapters._torch_leaf import Referenced, rounded  # noqa: E402
+from zomopi_adapters._torch_leaf import rounded  # noqa: E402
+from zomopi_adapters._torch_reference import Referenced  # noqa: E402
 from zomopi_adapters.torch import ZOMOPI  # noqa: E402
 
 HALF = [torch.bfloat16, torch.float16]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
-import numbers
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zomopi_core.errors import NonFiniteLossError, PrecisionWarning, invisible_probe, missing_extra
@@ -32,15 +29,16 @@ from . import _torch_errors as errors
 from . import _torch_groups as groups_
 from . import _torch_state as state_
 from ._torch_activation import ActivationBasis
+from ._torch_evaluate import Closure, Evaluator, mean_of_finite
 from ._torch_groups import Carrier, default_groups
-from ._torch_leaf import HALF, InPlace, Leaf, Referenced, Source
-from ._torch_overlay import NotBatchableError, Overlaid, OverlaidForward, Overlay, _low_rank
+from ._torch_layers import HANDLERS, low_rank
+from ._torch_leaf import HALF, InPlace, Leaf, Source
+from ._torch_overlay import NotBatchableError, Overlaid, OverlaidForward, Overlay
+from ._torch_reference import Referenced
 from ._torch_scope import Replay, forget_casts, own_arithmetic, uninterrupted
-from ._torch_slices import evaluating, per_probe, tiled
+from ._torch_slices import per_probe, tiled
 
 __all__ = ["ZOMOPI", "default_groups", "per_probe", "tiled"]
-
-Closure = Callable[[], Any]
 
 log = logging.getLogger("zomopi")
 
@@ -68,7 +66,8 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
     method : str or Method
         A zeroth-order method of the catalogue, by name or as an object.
     vector_lr : float, optional
-        Learning rate of parameters with one axis or none, for methods that have one.
+        Learning rate of parameters with one axis or none, for methods that have one of their own;
+        by default the method's.
     binding : {"auto", "in_place", "overlay"}
         How a perturbed parameter is evaluated. ``"in_place"`` changes the weights and back;
         ``"overlay"`` leaves them alone and adds the difference to the outputs of the layers,
@@ -170,7 +169,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         self._step, self._refreshed_at, self._warned = 0, 0, False
         self._compared = False
         self._plain_forward: Any = None
-        self._overlay = Overlay()
+        self._overlay = Overlay(HANDLERS)
         self._stores: set[Any] = set()
         self._taken: set[str] = set()
         defaults = {"lr": 1.0 if lr is None else lr, "frozen": False}
@@ -290,7 +289,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         if isinstance(leaf.param, Carrier):
             leaf.mergeable = False
             leaf.param.module.register_forward_hook(
-                lambda module, inputs, output: _low_rank(
+                lambda module, inputs, output: low_rank(
                     self._overlay, leaf, inputs[0], output, transposed=False
                 )
             )
@@ -415,35 +414,40 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         assert self._random is not None
         leaves = self._active()
         kinds = {leaf.param.device.type for leaf in leaves}
-        source = Source(self._random, self._step)
-        with own_arithmetic(kinds):
-            for leaf in leaves:
-                leaf.follow()
         replay = Replay(
             {leaf.param.device for leaf in leaves},
             self._generators,
             None if self.model is None else self.model.modules(),
         )
-        self._refresh(source, leaves, closures, replay, kinds)
+        run = Evaluator(
+            Source(self._random, self._step),
+            leaves,
+            closures,
+            replay,
+            kinds,
+            self._overlay,
+            self._estimator.evaluations,
+        )
+        with own_arithmetic(kinds):
+            for leaf in leaves:
+                leaf.follow()
+        self._refresh(run)
         try:
-            losses = self._losses(source, leaves, closures, replay, kinds)
+            losses = self._losses(run)
             with own_arithmetic(kinds):
                 joined = join_losses(losses)
-                if self._on_failure == "raise" and not bool(
-                    _arrays.namespace(joined).all(_arrays.namespace(joined).isfinite(joined))
-                ):
+                finite = _arrays.namespace(joined).isfinite(joined)
+                if self._on_failure == "raise" and not all(finite.tolist()):
                     raise NonFiniteLossError(f"losses of step {self._step}: {losses}")
-                moved = self._advance(source, leaves, self._estimator.differences(joined))
+                moved = self._advance(run, self._estimator.differences(joined))
                 with uninterrupted():
-                    self._accept(source, leaves, *moved)
+                    self._accept(run, *moved)
         except BaseException:
-            with uninterrupted(), own_arithmetic(kinds):
-                for leaf in leaves:
-                    leaf.move(source, None, 0.0)
+            run.back()
             raise
         finally:
             forget_casts(kinds)
-        return _mean_of_finite(losses, joined)
+        return mean_of_finite(losses, joined)
 
     def _active(self) -> list[Leaf]:
         leaves = [x for x in self._leaves if not x.group["frozen"] and x.param.requires_grad]
@@ -451,164 +455,57 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             raise errors.nothing_to_train()
         return leaves
 
-    def _refresh(
-        self,
-        source: Source,
-        leaves: list[Leaf],
-        closures: list[Closure],
-        replay: Replay,
-        kinds: set[str],
-    ) -> None:
+    def _refresh(self, run: Evaluator) -> None:
         """Refresh the subspaces that are due; once, however often a step is tried."""
-        step = source.step
+        step, leaves = run.source.step, run.leaves
         first = step == 0 and self._basis is not None and not self._basis.seen
-        due = (
-            [leaf for leaf in leaves if _is_due(leaf, step)] if step != self._refreshed_at else []
-        )
+        due = [x for x in leaves if _is_due(x, step)] if step != self._refreshed_at else []
         if self._basis is not None and (due or first):
-            watching = self._basis.watching(leaves, source.random, step)
-            with self._overlay.on(), watching, replay.first():
-                for closure in closures:
+            watching = self._basis.watching(leaves, run.source.random, step)
+            with self._overlay.on(), watching, run.replay.first():
+                for closure in run.closures:
                     closure()
-            replay.rewind()
-        with own_arithmetic(kinds), uninterrupted():
-            if first:
-                for leaf in leaves:
-                    leaf.init(source.random)
+            run.replay.rewind()
+        with own_arithmetic(run.kinds), uninterrupted():
+            for leaf in leaves if first else ():
+                leaf.init(run.source.random)
             for leaf in due:
-                leaf.merge(source)
-                leaf.refresh(source)
+                leaf.merge(run.source)
+                leaf.refresh(run.source)
             if self._basis is not None:
                 self._basis.forget()
             if due or first:
                 self._refreshed_at = step
         if not self._warned and (due or step == 0):
-            with own_arithmetic(kinds):
-                self._warn_of_invisible_probes(source, leaves)
+            with own_arithmetic(run.kinds):
+                self._warn_of_invisible_probes(run)
 
-    def _losses(
-        self,
-        source: Source,
-        leaves: list[Leaf],
-        closures: list[Closure],
-        replay: Replay,
-        kinds: set[str],
-    ) -> list[Any]:
-        assert self._estimator is not None
-        evaluations = self._estimator.evaluations
+    def _losses(self, run: Evaluator) -> list[Any]:
         if self.batched:
             try:
-                return self._batched_losses(source, leaves, closures, replay, kinds)
+                losses = run.batched(self.chunk)
+                self._compared = self._compared or run.compare(losses)
+                return losses
             except NotBatchableError as error:
                 warnings.warn(
                     f"the probes run one by one from now on: {error}", UserWarning, stacklevel=4
                 )
                 self.batched = False
-                replay.rewind()
-        return [
-            self._single_loss(source, leaves, closures, replay, kinds, number)
-            for number in range(len(evaluations))
-        ]
-
-    def _single_loss(
-        self,
-        source: Source,
-        leaves: list[Leaf],
-        closures: list[Closure],
-        replay: Replay,
-        kinds: set[str],
-        number: int,
-    ) -> Any:
-        assert self._estimator is not None
-        if number:
-            replay.rewind()
-        with own_arithmetic(kinds), uninterrupted():
-            for leaf in leaves:
-                leaf.move(source, *self._estimator.evaluations[number])
-        forget_casts(kinds)
-        watching = replay.first() if number == 0 else contextlib.nullcontext()
-        with self._overlay.on(), watching:
-            return _mean([_scalar(closure()) for closure in closures])
-
-    def _batched_losses(
-        self,
-        source: Source,
-        leaves: list[Leaf],
-        closures: list[Closure],
-        replay: Replay,
-        kinds: set[str],
-    ) -> list[Any]:
-        assert self._estimator is not None
-        evaluations = self._estimator.evaluations
-        size = self.chunk or len(evaluations)
-        losses: list[Any] = []
-        try:
-            for start in range(0, len(evaluations), size):
-                places = evaluations[start : start + size]
-                if start:
-                    replay.rewind()
-                with own_arithmetic(kinds):
-                    for leaf in leaves:
-                        assert isinstance(leaf, Overlaid)
-                        leaf.spread(source, [(e.probe, e.scale) for e in places])
-                self._overlay.slices = len(places)
-                with self._overlay.on(), evaluating(len(places)):
-                    found = [_vector(closure(), len(places)) for closure in closures]
-                losses += _mean(found).unbind()
-        finally:
-            self._overlay.slices = 1
-            for leaf in leaves:
-                leaf.move(source, None, 0.0)
-        if not self._compared:
-            self._compare(losses, source, leaves, closures, replay, kinds)
-        return losses
-
-    def _compare(
-        self,
-        losses: list[Any],
-        source: Source,
-        leaves: list[Leaf],
-        closures: list[Closure],
-        replay: Replay,
-        kinds: set[str],
-    ) -> None:
-        """Compare two losses of the first batched step with what they are one by one.
-
-        Where the batch is not the first axis throughout, slices would get the probes of others.
-        """
-        ends = (0, len(losses) - 1)
-        replay.rewind()
-        alone = [
-            float(self._single_loss(source, leaves, closures, replay, kinds, number))
-            for number in ends
-        ]
-        for leaf in leaves:
-            leaf.move(source, None, 0.0)
-        found = [float(losses[number]) for number in ends]
-        if not all(map(math.isfinite, [*alone, *found])):
-            return
-        self._compared = True
-        precision = max(torch.finfo(leaf.param.dtype).eps for leaf in leaves)
-        noise = 100 * precision * max(map(abs, alone))
-        expected, got = alone[1] - alone[0], found[1] - found[0]
-        if abs(got - expected) > noise + 0.2 * max(abs(expected), abs(got)):
-            raise NotBatchableError(
-                f"two losses differ by {got:.6g} in one forward pass, one by one by "
-                f"{expected:.6g}; is the batch the first axis throughout?"
-            )
+                run.replay.rewind()
+        return run.one_by_one()
 
     def _advance(
-        self, source: Source, leaves: list[Leaf], coefficients: Any
+        self, run: Evaluator, coefficients: Any
     ) -> tuple[list[tuple[Any, Change]], Tensor]:
         """Return the new states and steps of all leaves, and whether there is an estimate."""
-        estimator = self._estimator
+        estimator, source = self._estimator, run.source
         assert estimator is not None
-        wide = min((leaf.state.momentum for leaf in leaves), key=_arrays.epsilon)
-        narrow = max((leaf.state.momentum for leaf in leaves), key=_arrays.epsilon)
+        momenta = [leaf.state.momentum for leaf in run.leaves]
+        wide, narrow = min(momenta, key=_arrays.epsilon), max(momenta, key=_arrays.epsilon)
         limit = _arrays.largest_number(narrow) * _HEADROOM
         weighted = estimator.weigh(_arrays.to_like(coefficients, wide), limit)
         moved = []
-        for leaf in leaves:
+        for leaf in run.leaves:
             like = leaf.state.momentum
             own = Weighted(*(None if w is None else _arrays.to_like(w, like) for w in weighted))
             block = leaf.block(source, estimator.probes)
@@ -616,42 +513,28 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             frame = leaf.rule.subspace.observe(leaf.state.frame, block, own)
             del block
             state = leaf.state if frame is leaf.state.frame else leaf.state._replace(frame=frame)
-            moved.append(
-                leaf.rule.advance(
-                    source.random,
-                    leaf.index,
-                    source.step,
-                    state,
-                    gradient,
-                    own.alive,
-                    _arrays.to_like(self._started, like),
-                    leaf.rate(source.step),
-                )
-            )
+            started = _arrays.to_like(self._started, like)
+            key = source.random, leaf.index, source.step
+            rate = leaf.rate(source.step)
+            moved.append(leaf.rule.advance(*key, state, gradient, own.alive, started, rate))
         return moved, weighted.alive
 
-    def _accept(
-        self,
-        source: Source,
-        leaves: list[Leaf],
-        moved: list[tuple[Any, Change]],
-        alive: Tensor,
-    ) -> None:
-        for leaf, (state, change) in zip(leaves, moved, strict=True):
-            leaf.accept(source, change)
+    def _accept(self, run: Evaluator, moved: list[tuple[Any, Change]], alive: Tensor) -> None:
+        for leaf, (state, change) in zip(run.leaves, moved, strict=True):
+            leaf.accept(run.source, change)
             leaf.set_state(state)
         alive = _arrays.to_like(alive, self._started)
         self._started = alive + self._started * (1.0 - alive)
         self._step += 1
 
-    def _warn_of_invisible_probes(self, source: Source, leaves: list[Leaf]) -> None:
+    def _warn_of_invisible_probes(self, run: Evaluator) -> None:
         """Warn, once, if adding a probe leaves most entries of a weight as they are."""
         assert self._estimator is not None
         smoothing = self._estimator.smoothing
-        for leaf in leaves:
+        for leaf in run.leaves:
             if isinstance(leaf, Overlaid):
                 continue
-            fraction = state_.invisible_fraction(leaf, source, smoothing)
+            fraction = state_.invisible_fraction(leaf, run.source, smoothing)
             if fraction > _INVISIBLE:
                 self._warned = True
                 message = invisible_probe(leaf.name, leaf.param.dtype, fraction)
@@ -745,33 +628,3 @@ _OVERLAID = (
 def _is_due(leaf: Leaf, step: int) -> bool:
     every = leaf.rule.subspace.refresh_every
     return bool(every) and step > 0 and step % every == 0
-
-
-def _scalar(loss: Any) -> Any:
-    if isinstance(loss, Tensor) and loss.ndim == 0 and not loss.is_complex():
-        return loss.detach()
-    if isinstance(loss, numbers.Real):
-        return float(loss)
-    shape = getattr(loss, "shape", None)
-    if shape == () and not isinstance(loss, Tensor):  # a number of NumPy
-        return float(loss)
-    raise errors.wrong_loss(loss)
-
-
-def _vector(losses: Any, slices: int) -> Tensor:
-    if not isinstance(losses, Tensor) or tuple(losses.shape) != (slices,) or losses.is_complex():
-        raise errors.wrong_slices(losses, slices)
-    return losses.detach()
-
-
-def _mean(losses: list[Any]) -> Any:
-    return losses[0] if len(losses) == 1 else sum(losses) / len(losses)
-
-
-def _mean_of_finite(losses: list[Any], joined: Any) -> Any:
-    """Return the mean of the finite losses, NaN if there is none; a float if all were floats."""
-    if isinstance(losses[0], float):
-        finite = [x for x in losses if math.isfinite(x)]
-        return sum(finite) / len(finite) if finite else math.nan
-    joined = torch.as_tensor(joined)
-    return torch.where(torch.isfinite(joined), joined, math.nan).nanmean()
