@@ -98,39 +98,21 @@ class Overlaid(Accumulating):
         not round the smaller ones away.
         """
         places = self.places or [(self._held if self.probe is not None else None, self.scale)]
-        if self.total is None and all(held is None for held, _ in places):
+        known = [self.total, *[held for held, _ in places]]
+        if all(x is None for x in known):
             return None
         assert self.shared is not None
-        shared = self.shared.to(dtype)
-        across = -2 if self.kind == "left" else -1
-        if dtype in HALF and self.total is not None and any(h is not None for h, _ in places):
-            parts = [
-                torch.cat(
-                    [
-                        self.total.to(dtype),
-                        torch.zeros_like(self.total, dtype=dtype)
-                        if held is None
-                        else (held * scale).to(dtype),
-                    ],
-                    dim=across,
-                )
-                for held, scale in places
-            ]
+        zero = torch.zeros_like(next(x for x in known if x is not None))
+        steps, shared = zero if self.total is None else self.total, self.shared.to(dtype)
+        probes = [zero if held is None else held * scale for held, scale in places]
+        if dtype in HALF and self.total is not None and any(x is not None for x in known[1:]):
+            across = -2 if self.kind == "left" else -1
+            parts = [torch.cat([steps.to(dtype), p.to(dtype)], dim=across) for p in probes]
             shared = torch.cat([shared, shared], dim=-1 if self.kind == "left" else -2)
         else:
-            parts = [
-                (torch.zeros_like(self._like()) if d is None else d).to(dtype)
-                for d in self.displacements()
-            ]
-        varying = parts[0] if not self.places else torch.stack(parts)
+            parts = [(steps + p).to(dtype) for p in probes]
+        varying = torch.stack(parts) if self.places else parts[0]
         return (shared, varying) if self.kind == "left" else (varying, shared)
-
-    def _like(self) -> Tensor:
-        for held, _ in self.places:
-            if held is not None:
-                return held
-        assert self.total is not None
-        return self.total
 
     def vector(self, dtype: torch.dtype) -> Tensor | None:
         """Return what is added to a parameter in its full space, (slices, *shape)."""
