@@ -393,6 +393,10 @@ class TestQuantised:
         # default rates of vectors aside, which are given; matrices have lr
         assert losses[0] == pytest.approx(losses[1], rel=1e-9)
 
+    def test_methods_in_the_full_space_are_refused(self):
+        with pytest.raises(ValueError, match=r"0.weight is quantised, and the steps of mezo"):
+            ZOMOPI(self.make(), lr=1e-3, method="mezo")
+
     def test_dynamic_quantisation_of_torch(self):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, of its move to another package

@@ -107,6 +107,14 @@ def not_floating(name: str, dtype: object) -> TypeError:
     )
 
 
+def quantised_full_space(name: str, method: str) -> ValueError:
+    """Explain that a method has no low-rank update to lay beside a quantised weight."""
+    return ValueError(
+        f"{name} is quantised, and the steps of {method} are as large as the weight; choose a "
+        "method with low-rank probes such as zo_mopi for its group, or freeze it"
+    )
+
+
 def wrong_checkpoint(detail: str) -> ValueError:
     """Explain that a state does not belong to the optimizer."""
     return ValueError(

@@ -29,10 +29,11 @@ from . import _torch_errors as errors
 from . import _torch_groups as groups_
 from . import _torch_state as state_
 from ._torch_activation import ActivationBasis
+from ._torch_binding import Choice, overlay_places
 from ._torch_evaluate import Closure, Evaluator, mean_of_finite
 from ._torch_groups import Carrier, default_groups
 from ._torch_layers import HANDLERS, low_rank
-from ._torch_leaf import HALF, InPlace, Leaf, Source
+from ._torch_leaf import Leaf, Source
 from ._torch_overlay import NotBatchableError, Overlaid, OverlaidForward, Overlay
 from ._torch_reference import Referenced
 from ._torch_scope import Replay, forget_casts, own_arithmetic, uninterrupted
@@ -268,19 +269,19 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"two parameters are named {twice!r}; give each a name of its own")
-        places = set() if self._binding == "in_place" else self._overlay_places()
+        choice = Choice(
+            self._binding,
+            self._reference,
+            overlay_places(self.model) if self._binding == "auto" else set(),
+            sum(p.numel() * p.element_size() for g in self.param_groups for p in g["params"]),
+        )
         for name, param, group in sorted(new, key=lambda entry: entry[0]):
-            if not isinstance(param, Carrier) and not bool(torch.isfinite(param).all()):
+            if not isinstance(param, Carrier) and not _is_finite(param):
                 raise errors.nonfinite_parameter(name)
             if self._random is None:
                 self._random = Randomness(self._seed, param.detach())
-            leaf = self._make_leaf(len(self._leaves), name, param, group, places)
             with own_arithmetic({param.device.type}):
-                leaf.init(self._random)
-            if isinstance(leaf, Overlaid) and leaf.kind == "full" and param.ndim >= 2:
-                # In the full space there is nothing thin to lay over.
-                leaf = self._in_place_leaf(leaf.index, name, param, group)
-                leaf.init(self._random)
+                leaf = choice.leaf(len(self._leaves), name, param, group, self._random)
             self._leaves.append(leaf)
             if isinstance(leaf, Overlaid):
                 self._lay_over(leaf)
@@ -299,50 +300,6 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         for param in (leaf.param, *everything):
             if groups_.storage(param) == same:
                 self._overlay.leaves[id(param)] = leaf
-
-    def _make_leaf(
-        self, index: int, name: str, param: Tensor, group: dict[str, Any], places: set[int]
-    ) -> Leaf:
-        rule = group["method"].rule(param.ndim)
-        overlay = isinstance(param, Carrier) or self._binding == "overlay"
-        if self._binding == "auto" and not overlay:
-            # Float32 is moved in place to a documented bound at no cost in the forward pass; for
-            # 16 bits a reference would cost the weights' memory once more.
-            overlay = param.dtype in HALF and id(param) in places
-        if overlay:
-            return Overlaid(index, name, param, rule, group)
-        return self._in_place_leaf(index, name, param, group)
-
-    def _in_place_leaf(self, index: int, name: str, param: Tensor, group: dict[str, Any]) -> Leaf:
-        rule = group["method"].rule(param.ndim)
-        if param.dtype in HALF:
-            return Referenced(index, name, param, rule, group, device=self._host_or_device(param))
-        return InPlace(index, name, param, rule, group)
-
-    def _host_or_device(self, param: Tensor) -> torch.device:
-        if self._reference == "host":
-            return torch.device("cpu")
-        if self._reference is None and param.device.type == "cuda":
-            weights = sum(
-                p.numel() * p.element_size() for g in self.param_groups for p in g["params"]
-            )
-            free, _ = torch.cuda.mem_get_info(param.device)
-            if free < 2 * weights:
-                return torch.device("cpu")
-        return param.device
-
-    def _overlay_places(self) -> set[int]:
-        """Return the ids of the parameters whose modules are known to work with an overlay."""
-        if self.model is None:
-            return set()
-        if any("OptimizedModule" in type(m).__name__ for m in self.model.modules()):
-            return set()  # an overlay would run what was compiled eagerly
-        return {
-            id(p)
-            for m in self.model.modules()
-            if isinstance(m, _OVERLAID) or type(m).__name__ in {"Conv1D", "LayerNorm"}
-            for p in m.parameters(recurse=False)
-        } | {id(p) for p in self.model.parameters() if p.ndim < 2}
 
     def _wrap_model(self) -> None:
         """Let the model act as trained outside of the steps, too, where it is overlaid."""
@@ -620,9 +577,11 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         raise TypeError("a ZOMOPI optimizer cannot be pickled; save its state_dict()")
 
 
-_OVERLAID = (
-    nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LayerNorm, nn.GroupNorm,
-)  # fmt: skip
+def _is_finite(param: Tensor) -> bool:
+    """Tell whether all entries are finite, without an array of that size."""
+    wide = torch.float64 if param.dtype == torch.float64 else torch.float32
+    total = param.detach().sum(dtype=wide)
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(param).all())
 
 
 def _is_due(leaf: Leaf, step: int) -> bool:
