@@ -624,6 +624,14 @@ class TestSurroundings:
             optimizer.detach()
         assert_same(model, dict(expected.named_parameters()))
 
+    def test_compiled_models_whose_parameters_alone_are_known(self):
+        expected, model = network(), network()
+        for m, run in ((expected, expected), (model, torch.compile(model, backend="eager"))):
+            optimizer = ZOMOPI(m.named_parameters(), lr=0.05, rank=2, refresh_every=3)
+            for _ in range(5):
+                optimizer.step(objective(run))
+        assert_same(model, dict(expected.named_parameters()))
+
     def test_auto_takes_in_place_for_what_is_compiled(self):
         compiled = torch.compile(network(torch.bfloat16), backend="eager")
         optimizer = ZOMOPI(compiled, lr=0.1, smoothing=0.05)

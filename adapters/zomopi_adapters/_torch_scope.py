@@ -6,6 +6,7 @@ import contextlib
 import random
 import signal
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -71,7 +72,10 @@ class Replay:
             return
         handle = register_module_forward_pre_hook(self._see)
         try:
-            yield
+            with warnings.catch_warnings():
+                # It fires once more for a compiled model, which changes nothing here.
+                warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when")
+                yield
         finally:
             handle.remove()
 
