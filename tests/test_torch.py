@@ -559,12 +559,21 @@ class TestFailures:
         for failures in (0, 2):
             model = network()
             optimizer = ZOMOPI(model, lr=0.1, rank=2, refresh_every=3)
+            leaf, refreshes = optimizer._leaves[1], []
+            refresh = leaf.refresh
+
+            def counted(source, refresh=refresh, refreshes=refreshes):
+                refreshes.append(source.step)
+                refresh(source)
+
+            leaf.refresh = counted
             for t in range(5):
                 for _ in range(failures if t == 3 else 0):
                     with pytest.raises(Trouble):
                         optimizer.step(self.fail)
                 optimizer.step(objective(model))
             ends.append(model[0].weight.detach().clone())
+            assert refreshes == [3]
         torch.testing.assert_close(*ends, **CLOSE)
 
     @staticmethod
