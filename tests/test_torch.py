@@ -380,7 +380,7 @@ class TestClosure:
             losses.append(float(F.cross_entropy(model(x), y)))
             return losses[-1]
 
-        # matrices alone: vectors of a norm are not cast, and would show in the losses by themselves
+        # matrices alone: vectors of a norm are not cast, and would show in the losses
         matrices = [model[0].weight, model[3].weight]
         optimizer = ZOMOPI(matrices, lr=0.1, smoothing=0.1, probes=4)
         with torch.autocast("cpu", dtype=torch.bfloat16):
