@@ -31,12 +31,11 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from zomopi_adapters.torch import ZOMOPI
 
-# Learning rates: the best of those tried with 500 forward passes and another seed (0.003 to 0.1
-# for ZO-MOPI and ranks 4 and 16; for MeZO one, for ZO-Muon 0.01, at which it hardly moved).
+# The best of the few settings that were tried, see docs/torch.md.
 METHODS: dict[str, dict[str, Any]] = {
     "zo-mopi": {
-        "method": "zo-mopi", "lr": 0.03, "rank": 4, "probes": 4, "refresh_every": 50,
-        "sketch": "activation", "momentum": 0.9, "difference": "leave-one-out",
+        "method": "zo-mopi", "lr": 0.015, "rank": 4, "probes": 4, "refresh_every": 50,
+        "sketch": "activation", "momentum": 0.95, "difference": "leave-one-out",
     },
     "zo-mopi, random sketch": {
         "method": "zo-mopi", "lr": 0.03, "rank": 16, "probes": 4, "refresh_every": 50,
