@@ -15,7 +15,7 @@ from zomopi_core import problems
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What a user may do without: a snippet that imports it is left out where it is missing.
-OPTIONAL = {"torch", "jax", "scipy", "array_api_strict"}
+OPTIONAL = {"torch", "jax", "scipy", "array_api_strict", "transformers"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

@@ -50,18 +50,22 @@ class TestImports:
         assert done.returncode == 0, done.stderr
         assert heavy & set(done.stdout.split()) == set()
 
-    @pytest.mark.parametrize("name", ["rich", "scipy", "sklearn", "matplotlib"])
+    @pytest.mark.parametrize(
+        "name", ["rich", "scipy", "sklearn", "matplotlib", "torch", "transformers"]
+    )
     def test_missing_extra_is_named(self, name):
         calls = {
             "rich": "import numpy as np\n"
             "zo.minimize(np.sum, np.ones((2, 2)), max_queries=8, progress=True)",
             "scipy": "import zomopi_adapters.scipy",
+            "torch": "import zomopi_adapters.torch",
+            "transformers": "import zomopi_adapters.transformers",
             "sklearn": "import zomopi_core.problems as p; p.digits()",
             "matplotlib": "import zomopi_core._picture as p; p.draw_digits(None, None, None)",
         }
         code = f"import sys; sys.modules[{name!r}] = None\nimport zomopi_core as zo\n{calls[name]}"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        extra = "scipy" if name == "scipy" else "cli"
+        extra = name if name in {"scipy", "torch", "transformers"} else "cli"
         assert f"is not installed; pip install 'zomopi[{extra}]' brings it" in done.stderr
 
 

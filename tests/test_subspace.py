@@ -237,3 +237,78 @@ class TestShapes:
         x = np.zeros((3, 4))
         assert start(space, x) is None
         assert space.factors(None, x)[0] is None
+
+
+class TestBasis:
+    """Directions of one's own in the place of random columns."""
+
+    def test_leads_the_frame(self, backend):
+        known = np.random.default_rng(1).standard_normal((7, 2))
+        sketch = Sketch(4, basis=lambda leaf, step: backend.array(known))
+        frame = backend.numpy(start(sketch, backend.array(np.zeros((7, 5)))))
+        exact = np.linalg.qr(known)[0]
+        # the first two columns span the basis, the others are orthogonal to it
+        assert np.allclose(frame[:, :2] @ frame[:, :2].T, exact @ exact.T, atol=1e-12)
+        assert np.allclose(frame.T @ frame, np.eye(4), atol=1e-12)
+
+    def test_is_asked_with_leaf_and_step(self):
+        asked = []
+        method = zo.zo_mopi(rank=2, refresh_every=3, basis=lambda *key: asked.append(key))
+        optimizer = zo.Optimizer({"a": np.zeros((4, 3)), "b": np.zeros((5, 3))}, method=method)
+        for _ in range(7):
+            optimizer.tell([1.0] * len(optimizer.ask()))
+        assert asked == [(leaf, step) for step in (0, 3, 6) for leaf in (0, 1)]
+
+    def test_none_leaves_the_draws_as_they_are(self):
+        x = np.zeros((7, 5))
+        expected = start(Sketch(4), x)
+        assert np.array_equal(start(Sketch(4, basis=lambda leaf, step: None), x), expected)
+
+    def test_anchors_come_before_it(self):
+        rng = np.random.default_rng(0)
+        known = rng.standard_normal((9, 9))
+        sketch = Sketch(4, "anchored", basis=lambda leaf, step: known)
+        frame = orthonormal_frame(rng.standard_normal((9, 4)))
+        momentum = low_rank_momentum(rng, 4, 6, 2)
+        new, transport = refreshed(sketch, frame, momentum, k=2)
+        kept = frame @ leading_left_vectors(momentum, 2)[0]
+        assert np.allclose(new @ (new.T @ kept), kept, atol=1e-12)
+        rest = known[:, :2] - kept @ (kept.T @ known[:, :2])
+        assert np.allclose(new @ (new.T @ rest), rest, atol=1e-12)
+        assert np.allclose(transport, new.T @ frame, atol=1e-12)
+
+    def test_on_the_right_side(self):
+        known = np.random.default_rng(1).standard_normal((5, 3))
+        sketch = Sketch(3, side="right", basis=lambda leaf, step: known)
+        frame = start(sketch, np.zeros((7, 5)))
+        assert np.allclose(frame @ (frame.T @ known), known, atol=1e-12)
+
+    def test_knowledge_pays(self):
+        """A gradient of rank one along a known direction: found at once, or hardly."""
+        rng = np.random.default_rng(0)
+        direction = rng.standard_normal((64, 1))
+        goal = direction @ rng.standard_normal((1, 6))
+
+        def run(basis):
+            method = zo.zo_mopi(
+                learning_rate=zo.linear_decay(0.5, 100), rank=2, probes=2, basis=basis
+            )
+            start_ = np.zeros((64, 6))
+            return zo.minimize(
+                lambda x: np.mean((x - goal) ** 2), start_, method=method, max_steps=100
+            ).fun
+
+        assert run(lambda leaf, step: direction) < 0.02 * np.mean(goal**2) < run(None)
+
+    @pytest.mark.parametrize(
+        ("basis", "message"),
+        [
+            (np.eye(4), "basis must be callable, got ndarray"),
+            (lambda leaf, step: np.zeros((3, 1)), r"shape \(4, 'c'\) for leaf 0, got \(3, 1\)"),
+            (lambda leaf, step: [1.0], "got list"),
+        ],
+        ids=["array", "shape", "list"],
+    )
+    def test_what_is_none_is_refused(self, basis, message):
+        with pytest.raises(ValueError, match=message):
+            zo.Optimizer(np.zeros((4, 3)), method=zo.zo_mopi(rank=2, basis=basis))

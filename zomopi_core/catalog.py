@@ -33,7 +33,7 @@ from .orthogonalize import (
     PowerIteration,
 )
 from .rule import Rule
-from .subspace import FullSpace, Sketch
+from .subspace import Basis, FullSpace, Sketch
 from .update import Schedule, Update
 
 Rate = float | Schedule | str | None
@@ -54,6 +54,7 @@ def zo_mopi(
     vector_learning_rate: Rate = None,
     side: str = "left",
     stacked: bool = False,
+    basis: Basis | None = None,
 ) -> Method:
     """Make ZO-MOPI: low-rank probes, top directions of their momentum.
 
@@ -128,6 +129,12 @@ def zo_mopi(
     stacked : bool
         Whether arrays with more than two axes are batches of matrices over the leading axes; by
         default they are one matrix, (first axis, the rest).
+    basis : callable, optional
+        What is known of the problem: takes the number of a leaf (its place among the sorted
+        names, 0 for a single array) and the step, and returns directions as columns (m x c, for
+        ``side="right"`` n x c), the most important first, or None. They take the place of the
+        Gaussian columns at the start and at each refresh; if they are too few, Gaussian columns
+        follow. They need not be orthonormal.
 
     Returns
     -------
@@ -171,7 +178,7 @@ def zo_mopi(
         AdaptiveRank() if isinstance(spectral_rank, str) else PowerIteration(spectral_rank)
     )
     matrices = Rule(
-        Sketch(rank, refresh, refresh_every, side, stacked),
+        Sketch(rank, refresh, refresh_every, side, stacked, basis=basis),
         average,
         orthogonalizer,
         Update(learning_rate, weight_decay),

@@ -349,6 +349,14 @@ def cannot_send(what: str, cause: object) -> TypeError:
     )
 
 
+def wrong_basis(detail: str) -> ValueError:
+    """Explain that `basis` gave no frame."""
+    return ValueError(
+        f"basis {detail}; it takes the number of a leaf and the step, and returns directions as "
+        "columns, as many as the rows that the frame sees"
+    )
+
+
 def missing_extra(package: str, extra: str) -> ImportError:
     """Explain which extra brings a missing package."""
     return ImportError(f"{package} is not installed; pip install 'zomopi[{extra}]' brings it")

@@ -8,6 +8,7 @@ coordinates C (..., r, n). A frame is drawn at step 0 and refreshed every `refre
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,9 @@ from ._arrays import Array
 from ._checks import as_python, check_count, check_name
 from .estimator import Weighted
 from .sampling import Draw, Randomness
+
+#: maps a leaf's number and the step to directions (..., m, c), the most important first, or None
+Basis = Callable[[int, Any], Any]
 
 
 class Subspace(Protocol):
@@ -124,6 +128,8 @@ class Sketch(Subspace):
     anchor_rank : int, optional
         Directions kept by an anchored refresh; by default those of the orthogonalizer. At most
         r // 2 are kept: a full anchor would freeze the subspace.
+    basis : callable, optional
+        Directions of one's own in the place of random ones, see `zomopi_core.zo_mopi`.
     """
 
     rank: int
@@ -132,11 +138,14 @@ class Sketch(Subspace):
     side: str = "left"
     stacked: bool = False
     anchor_rank: int | None = None
+    basis: Basis | None = None
 
     def __post_init__(self) -> None:
         check_count("rank", self.rank)
         check_count("refresh_every", self.refresh_every)
         check_name("refresh", self.refresh_kind, ("anchored", "haar"))
+        if self.basis is not None and not callable(self.basis):
+            raise errors.wrong_basis(f"must be callable, got {type(self.basis).__name__}")
         check_name("side", self.side, ("left", "right"))
         if self.anchor_rank is not None:
             check_count("anchor_rank", self.anchor_rank)
@@ -164,10 +173,29 @@ class Sketch(Subspace):
         return self._view(shape)[-1]
 
     def init(self, random: Randomness, leaf: int, x: Array) -> Array:
-        """Return a Haar-distributed frame."""
+        """Return a Haar-distributed frame, or that of the basis."""
         *batch, m, _ = self._view(x.shape)
-        gauss = random.normal(Draw("sketch", leaf, 0, None), (*batch, m, min(self.rank, m)), x)
-        return orthonormal_frame(gauss)
+        return orthonormal_frame(self._columns(random, leaf, 0, (*batch, m, min(self.rank, m)), x))
+
+    def _columns(
+        self, random: Randomness, leaf: int, step: Any, shape: tuple[int, ...], like: Array
+    ) -> Array:
+        """Return the columns of a new frame: those of the basis, then Gaussian ones."""
+        gauss = random.normal(Draw("sketch", leaf, step, None), shape, like)
+        given = None if self.basis is None else self.basis(leaf, step)
+        if given is None:
+            return gauss
+        if not _arrays.is_array(given) or tuple(given.shape[:-1]) != shape[:-1]:
+            got = getattr(given, "shape", type(given).__name__)
+            raise errors.wrong_basis(
+                f"must return None or an array of shape {(*shape[:-1], 'c')} for leaf {leaf}, "
+                f"got {got}"
+            )
+        given = _arrays.to_like(given, gauss)
+        if given.shape[-1] > shape[-1]:
+            given = given[..., : shape[-1]]
+        rest = gauss[..., given.shape[-1] :]
+        return _arrays.namespace(gauss).concat([given, rest], axis=-1)
 
     def refresh(
         self,
@@ -185,7 +213,7 @@ class Sketch(Subspace):
         anchors = 0
         if self.refresh_kind == "anchored":
             anchors = min(self.anchor_rank or spectral_rank or r, r // 2, *momentum.shape[-2:])
-        columns = random.normal(Draw("sketch", leaf, step, None), (*batch, m, r - anchors), frame)
+        columns = self._columns(random, leaf, step, (*batch, m, r - anchors), frame)
         if anchors:
             xp = _arrays.namespace(frame)
             vectors, present = leading_left_vectors(momentum, anchors)

@@ -1,0 +1,144 @@
+"""Messages for bad input of the Torch optimizer: the cause first, then the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def wrong_loss(value: object) -> Exception:
+    """Explain that a closure returned something else than a number."""
+    shape = getattr(value, "shape", None)
+    if shape is None:
+        return TypeError(
+            f"the closure must return the loss as one real number, got {type(value).__name__}; "
+            "return loss, not loss.backward() or the model's whole output"
+        )
+    return ValueError(
+        f"the closure must return one number, got a tensor of shape {tuple(shape)} and dtype "
+        f"{value.dtype}; reduce it with mean(), or, with batched=True, with "  # type: ignore[attr-defined]
+        "zomopi_adapters.torch.per_probe"
+    )
+
+
+def wrong_slices(value: object, slices: int) -> ValueError:
+    """Explain that a closure did not return one loss for each probe."""
+    shape = tuple(getattr(value, "shape", ()))
+    return ValueError(
+        f"with batched=True the closure is asked for {slices} losses at once, got shape {shape}; "
+        "repeat the inputs with zomopi_adapters.torch.tiled and reduce the losses with per_probe"
+    )
+
+
+def uneven_rows(rows: int, slices: int) -> ValueError:
+    """Explain that losses cannot be divided among the probes."""
+    return ValueError(
+        f"per_probe got {rows} losses for {slices} probes; they must be those of inputs repeated "
+        "with zomopi_adapters.torch.tiled, one for each row (reduction='none')"
+    )
+
+
+def no_closure() -> TypeError:
+    """Explain that a step needs the loss as a function."""
+    return TypeError(
+        "step needs a closure that returns the loss, for example optimizer.step(lambda: "
+        "model(**batch).loss); it is called several times, without gradients"
+    )
+
+
+def unknown_option(option: str, where: str, known: Iterable[str]) -> TypeError:
+    """Explain that an option means nothing."""
+    return TypeError(f"{where} takes no {option!r}; it takes {', '.join(sorted(known))}")
+
+
+def option_beside_method(options: Iterable[str], name: str) -> TypeError:
+    """Explain that the options of a method are part of it."""
+    return TypeError(
+        f"{', '.join(sorted(options))} beside a Method object would have no effect; make the "
+        f"method with them, as in zo.{name}(...)"
+    )
+
+
+def first_order(name: str) -> TypeError:
+    """Explain that a method needs gradients."""
+    return TypeError(
+        f"{name} is a first-order method and needs gradients, which forward passes do not give; "
+        "choose a zeroth-order one such as zo_mopi"
+    )
+
+
+def needs_snapshots(name: str) -> ValueError:
+    """Explain that a method compares with an earlier iterate, which would be a second model."""
+    return ValueError(
+        f"{name} evaluates the model at an earlier iterate too, and no second copy of the weights "
+        "is kept here; choose a method without snapshots such as zo_mopi"
+    )
+
+
+def needs_numbers() -> ValueError:
+    """Explain that nothing is tuned by line searches here."""
+    return ValueError(
+        'learning_rate="auto" and smoothing="auto" are measured by zo.minimize and zo.Optimizer; '
+        "pass lr= and a smoothing as numbers"
+    )
+
+
+def different_estimators() -> ValueError:
+    """Explain that groups disagree on how the loss is probed."""
+    return ValueError(
+        "probes, smoothing and difference must be the same in all groups: their parameters are "
+        "perturbed together; give them once, as options of the optimizer"
+    )
+
+
+def nothing_to_train() -> ValueError:
+    """Explain that no parameter is left."""
+    return ValueError(
+        "no parameter to train: all are frozen (requires_grad=False or frozen=True), or the list "
+        "is empty"
+    )
+
+
+def needs_model(binding: str) -> ValueError:
+    """Explain that a binding needs to know the modules."""
+    return ValueError(
+        f"{binding} needs the model, not its parameters alone: pass the model as the first "
+        "argument, or model=model beside the groups"
+    )
+
+
+def batched_needs_overlay(names: Iterable[str]) -> ValueError:
+    """Explain that probes in one forward pass cannot share perturbed weights."""
+    names = list(names)
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return ValueError(
+        f"batched=True needs binding='overlay' for all parameters; in place are {shown}"
+    )
+
+
+def not_floating(name: str, dtype: object) -> TypeError:
+    """Explain that a parameter cannot hold a step."""
+    return TypeError(
+        f"{name} has dtype {dtype}, which cannot hold a small real step; freeze it, or keep it in "
+        "a quantised linear layer, which binding='overlay' trains beside the weight"
+    )
+
+
+def quantised_full_space(name: str, method: str) -> ValueError:
+    """Explain that a method has no low-rank update to lay beside a quantised weight."""
+    return ValueError(
+        f"{name} is quantised, and the steps of {method} are as large as the weight; choose a "
+        "method with low-rank probes such as zo_mopi for its group, or freeze it"
+    )
+
+
+def wrong_checkpoint(detail: str) -> ValueError:
+    """Explain that a state does not belong to the optimizer."""
+    return ValueError(
+        f"the state does not fit this optimizer: {detail}; make the optimizer with the groups and "
+        "options that it was saved with"
+    )
+
+
+def nonfinite_parameter(name: str) -> ValueError:
+    """Explain that a parameter holds NaN or infinity."""
+    return ValueError(f"{name} holds NaN or infinity; start from finite numbers")

@@ -1,0 +1,166 @@
+"""Checkpoints of the Torch optimizer: plain tensors, numbers and strings, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from zomopi_core.momentum import Moments
+from zomopi_core.rule import LeafState
+from zomopi_core.sampling import Randomness
+
+from . import _torch_errors as errors
+from ._torch_leaf import Leaf, Source
+
+VERSION = 1
+
+
+def described(value: Any) -> str:
+    """Return what a method is, without what differs between processes."""
+    import re
+
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _packed(leaf: Leaf) -> dict[str, Any]:
+    state = leaf.state
+    result: dict[str, Any] = {"name": leaf.name, "shape": list(leaf.param.shape)}
+    frame = state.frame
+    if isinstance(frame, tuple):
+        result["frame"], result["second_frame"] = frame
+    elif frame is not None:
+        result["frame"] = frame
+    if not leaf._forgets:
+        result["momentum"] = state.momentum
+    for name in ("right", "unit"):
+        if getattr(state, name) is not None:
+            result[name] = getattr(state, name)
+    if isinstance(state.moments, Moments):
+        result.update(state.moments._asdict())
+    elif state.moments is not None:
+        raise TypeError(
+            f"{leaf.name}: moments of type {type(state.moments).__name__} have no form"
+        )
+    return result | leaf.extra_state()
+
+
+def pack(optimizer: Any) -> dict[str, Any]:
+    """Return the state of an optimizer as plain values."""
+    places = {id(leaf.param): leaf for leaf in optimizer._leaves}
+    state, groups, count = {}, [], 0
+    for group in optimizer.param_groups:
+        plain = {k: v for k, v in group.items() if k not in {"params", "method"}}
+        plain["method"] = described(group["method"])
+        plain["params"] = list(range(count, count + len(group["params"])))
+        for number, param in zip(plain["params"], group["params"], strict=True):
+            leaf = places[id(param)]
+            state[number] = _packed(leaf)
+            if optimizer._basis is not None and leaf.index in optimizer._basis.adopted:
+                state[number]["side"] = optimizer._basis.adopted[leaf.index]
+        count += len(group["params"])
+        groups.append(plain)
+    seed = optimizer._seed if isinstance(optimizer._seed, int) else None
+    zomopi = {
+        "version": VERSION,
+        "step": optimizer._step,
+        "refreshed_at": optimizer._refreshed_at,
+        "seed": seed,
+        "started": optimizer._started,
+        "warned": optimizer._warned,
+    }
+    return {"state": state, "param_groups": groups, "zomopi": zomopi}
+
+
+def unpack(optimizer: Any, saved: Mapping[str, Any]) -> None:
+    """Take over what `pack` returned, after comparing all of it with the optimizer."""
+    own = saved.get("zomopi")
+    if own is None or own.get("version") != VERSION:
+        raise errors.wrong_checkpoint("it was not saved by this version of ZOMOPI")
+    groups = optimizer.param_groups
+    if len(groups) != len(saved["param_groups"]):
+        raise errors.wrong_checkpoint(
+            f"it has {len(saved['param_groups'])} groups, the optimizer {len(groups)}"
+        )
+    places = {id(leaf.param): leaf for leaf in optimizer._leaves}
+    pairs = []
+    for group, other in zip(groups, saved["param_groups"], strict=True):
+        if described(group["method"]) != other["method"]:
+            raise errors.wrong_checkpoint(
+                f"the method was {other['method']}, here it is {described(group['method'])}"
+            )
+        if len(group["params"]) != len(other["params"]):
+            raise errors.wrong_checkpoint("a group has another number of parameters")
+        for param, number in zip(group["params"], other["params"], strict=True):
+            leaf, entry = places[id(param)], saved["state"][number]
+            if entry["name"] != leaf.name or entry["shape"] != list(leaf.param.shape):
+                raise errors.wrong_checkpoint(
+                    f"{entry['name']} of shape {entry['shape']} was saved where the optimizer has "
+                    f"{leaf.name} of shape {list(leaf.param.shape)}"
+                )
+            pairs.append((leaf, entry))
+    for leaf, entry in pairs:
+        if "side" in entry:
+            if optimizer._basis is None:
+                raise errors.wrong_checkpoint("it was saved with sketch='activation'")
+            optimizer._basis.adopt(leaf, entry["side"])
+            optimizer._basis.seen = True
+        _load(leaf, entry)
+    for group, other in zip(groups, saved["param_groups"], strict=True):
+        group.update({k: v for k, v in other.items() if k not in {"params", "method"}})
+    optimizer._step, optimizer._refreshed_at = own["step"], own["refreshed_at"]
+    optimizer._warned = own["warned"]
+    optimizer._started = own["started"].to(optimizer._started, copy=True)
+    if own["seed"] is not None:
+        optimizer._seed = own["seed"]
+        optimizer._random = Randomness(own["seed"], optimizer._leaves[0].param.detach())
+
+
+def _load(leaf: Leaf, entry: Mapping[str, Any]) -> None:
+    like = leaf.state.momentum
+
+    def tensor(name: str) -> Tensor | None:
+        value = entry.get(name)
+        return None if value is None else value.to(like, copy=True)
+
+    frame: Any = tensor("frame")
+    if "second_frame" in entry:
+        frame = frame, tensor("second_frame")
+    moments = leaf.state.moments
+    if moments is not None:
+        moments = type(moments)(*(tensor(name) for name in moments._fields))
+    momentum = tensor("momentum")
+    if momentum is None:  # without memory only its shape counts
+        shape = leaf.rule.subspace.coordinate_shape(tuple(leaf.param.shape))
+        momentum = like.new_zeros(()).expand(shape)
+    leaf.set_state(LeafState(frame, momentum, moments, tensor("right"), tensor("unit")))
+    extra = {}
+    for name in ("total", "shrink"):
+        if name in entry:
+            extra[name] = entry[name].to(like, copy=True)
+    if "reference" in entry:
+        extra["reference"] = entry["reference"]
+    leaf.load_extra(extra)
+    leaf.probe, leaf.scale, leaf._held = None, 0.0, None
+
+
+# Rows on which a probe is looked at.
+_ROWS = 64
+
+
+def invisible_fraction(leaf: Leaf, source: Source, smoothing: float) -> float:
+    """Return the fraction of entries that the first probe does not change, on the first rows."""
+    x = leaf.param.detach()
+    varying = leaf.varying(source, 0)
+    if leaf.kind == "full":
+        x, probe = x.reshape(-1), varying.reshape(-1)
+        x, probe = x[: _ROWS**2], probe[: _ROWS**2]
+    else:
+        left, right = leaf.product(varying)
+        if left.ndim > 2:  # of a stack, the first matrix
+            left, right = left.flatten(0, -3)[0], right.flatten(0, -3)[0]
+        probe = left[:_ROWS] @ right
+        x = x.reshape(-1, left.shape[0], right.shape[1])[0, :_ROWS]
+    moved = (x.to(probe.dtype) + smoothing * probe).to(x.dtype)
+    return float((moved == x).float().mean())

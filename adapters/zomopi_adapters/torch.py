@@ -1,0 +1,589 @@
+"""Fine-tune Torch models from forward passes alone: `ZOMOPI`, a `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zomopi_core.errors import NonFiniteLossError, PrecisionWarning, invisible_probe, missing_extra
+
+try:
+    import torch
+except ImportError as error:  # pragma: no cover - shown in an environment without Torch
+    raise missing_extra("torch", "torch") from error
+
+from torch import Tensor, nn
+
+from zomopi_core import _arrays
+from zomopi_core._checks import check_count, check_name
+from zomopi_core.estimator import _HEADROOM, FiniteDifference, Weighted
+from zomopi_core.losses import join_losses
+from zomopi_core.method import Method
+from zomopi_core.sampling import Randomness, Sampler
+from zomopi_core.subspace import Sketch
+from zomopi_core.update import Change
+
+from . import _torch_errors as errors
+from . import _torch_groups as groups_
+from . import _torch_state as state_
+from ._torch_activation import ActivationBasis
+from ._torch_binding import Choice, overlay_places
+from ._torch_evaluate import Closure, Evaluator, mean_of_finite
+from ._torch_groups import Carrier, default_groups
+from ._torch_layers import HANDLERS, low_rank
+from ._torch_leaf import Leaf, Source
+from ._torch_overlay import NotBatchableError, Overlaid, OverlaidForward, Overlay
+from ._torch_reference import Referenced
+from ._torch_scope import Replay, forget_casts, own_arithmetic, uninterrupted
+from ._torch_slices import per_probe, tiled
+
+__all__ = ["ZOMOPI", "default_groups", "per_probe", "tiled"]
+
+log = logging.getLogger("zomopi")
+
+# As in the core's optimizer: a probe of which half of the entries vanish says more about rounding.
+_INVISIBLE = 0.5
+
+
+class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
+    """Train by forward passes alone: a step calls a closure several times, without gradients.
+
+    All parameters are perturbed together along random low-rank directions; differences of the
+    loss become a step. Neither activations nor gradients are kept.
+
+    Parameters
+    ----------
+    params : torch.nn.Module, or iterable
+        A model, whose `default_groups` are taken; or parameters, or (name, parameter), or dicts
+        of such an iterable as "params" and options of the group. Parameters that do not require
+        a gradient are skipped, tied ones are taken once. Names decide the random numbers:
+        parameters are numbered in the order of their sorted names.
+    lr : float, optional
+        Learning rate of matrices, for `zo_mopi` the spectral norm of a step. By default that of
+        the method; then ``group["lr"]`` is 1 and a factor of it. Schedulers may change
+        ``group["lr"]``; the steps of vectors follow in proportion.
+    method : str or Method
+        A zeroth-order method of the catalogue, by name or as an object.
+    vector_lr : float, optional
+        Learning rate of parameters with one axis or none, for methods that have one of their own;
+        by default the method's.
+    binding : {"auto", "in_place", "overlay"}
+        How a perturbed parameter is evaluated. ``"in_place"`` changes the weights and back;
+        ``"overlay"`` leaves them alone and adds the difference to the outputs of the layers,
+        which needs the model. ``"auto"`` chooses for each parameter, see `bindings`.
+    batched : bool
+        Whether all probes of a step go through the model in one forward pass; needs
+        ``binding="overlay"`` and a closure with `tiled` and `per_probe`. Where a model does not
+        allow it the probes run one by one, with a warning.
+    chunk : int, optional
+        Largest number of evaluations in one forward pass with `batched`; by default all.
+    sketch : {"activation"}, optional
+        Take the subspaces of linear layers from their inputs, the leading right singular vectors
+        of a calibration batch: the first evaluation of a step with a refresh. The frame is then
+        on the right side. Needs a method with frames.
+    seed : int or Sampler
+        Key of all draws.
+    model : torch.nn.Module, optional
+        The model, where `params` are its parameters.
+    generators : sequence of torch.Generator or numpy.random.Generator
+        Generators of your own that the closure draws from. They are wound back, as the global
+        ones are, so that all evaluations of a step see the same numbers.
+    on_failure : {"skip", "raise"}
+        What a loss that is NaN or infinite does: its probe is left out, or
+        `NonFiniteLossError` is raised. The weights are then back where they were.
+    reference : {"device", "host"}, optional
+        Where the copy of 16-bit weights is kept that makes their restoration exact in place; by
+        default on their device if memory is left there.
+    **options
+        Options of the method: for ``"zo-mopi"`` `rank`, `spectral_rank`, `probes`, `smoothing`,
+        `momentum`, `refresh_every`, `refresh`, `difference`, `weight_decay`, `side` and
+        `stacked`, as in `zomopi_core.zo_mopi`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option cannot be used; the message names it and the remedy.
+
+    Notes
+    -----
+    A group may have its own `lr`, `vector_lr`, `method` and options of the method; ``frozen=True``
+    leaves its parameters alone. How the loss is probed (`probes`, `smoothing`, `difference`) is
+    the same for all.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zomopi_adapters.torch import ZOMOPI
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Linear(8, 1)
+    >>> x = torch.randn(64, 8)
+    >>> y = x.sum(dim=1, keepdim=True)
+    >>> optimizer = ZOMOPI(model.named_parameters(), lr=0.05, vector_lr=0.01, probes=2)
+    >>> loss = [optimizer.step(lambda: torch.nn.functional.mse_loss(model(x), y))
+    ...         for _ in range(150)]
+    >>> bool(loss[-1] < 0.1 * loss[0])
+    True
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | None = None,
+        *,
+        method: str | Method = "zo-mopi",
+        vector_lr: float | None = None,
+        binding: str = "auto",
+        batched: bool = False,
+        chunk: int | None = None,
+        sketch: str | None = None,
+        seed: int | Sampler = 0,
+        model: nn.Module | None = None,
+        generators: Sequence[Any] = (),
+        on_failure: str = "skip",
+        reference: str | None = None,
+        **options: Any,
+    ) -> None:
+        check_name("binding", binding, ("auto", "in_place", "overlay"))
+        check_name("on_failure", on_failure, ("skip", "raise"))
+        if sketch is not None:
+            check_name("sketch", sketch, ("activation",))
+        if reference is not None:
+            check_name("reference", reference, ("device", "host"))
+        if chunk is not None:
+            check_count("chunk", chunk)
+        if isinstance(params, nn.Module):
+            model = params if model is None else model
+            params = default_groups(params)
+        if model is None and (binding == "overlay" or batched):
+            raise errors.needs_model("batched=True" if batched else "binding='overlay'")
+        self.model = model
+        self._binding, self._reference, self._on_failure = binding, reference, on_failure
+        self._generators = tuple(generators)
+        self._basis = ActivationBasis() if sketch else None
+        self._options = {"lr": lr, "vector_lr": vector_lr, "method": method, **options}
+        self._estimator: FiniteDifference | None = None
+        self._seed = seed
+        self._random: Randomness | None = None
+        self._leaves: list[Leaf] = []
+        self._step, self._refreshed_at, self._warned = 0, 0, False
+        self._compared = False
+        self._plain_forward: Any = None
+        self._overlay = Overlay(HANDLERS)
+        self._stores: set[Any] = set()
+        self._taken: set[str] = set()
+        defaults = {"lr": 1.0 if lr is None else lr, "frozen": False}
+        super().__init__(self._prepared(groups_.named(params)), defaults)
+        self._check_options()
+        if not self._leaves:
+            raise errors.nothing_to_train()
+        self._started = torch.zeros(
+            (), dtype=self._leaves[0].state.momentum.dtype, device=self._leaves[0].param.device
+        )
+        self.batched, self.chunk = batched, chunk
+        if batched and (
+            others := [leaf.name for leaf in self._leaves if leaf.binding != "overlay"]
+        ):
+            raise errors.batched_needs_overlay(others)
+        self._wrap_model()
+        log.info("%s", self.describe())
+
+    # Groups and leaves
+
+    def _prepared(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Leave out what is frozen for good and what was there before; keep the rest."""
+        kept = []
+        for group in groups:
+            pairs = []
+            for name, param in zip(group["names"], group["params"], strict=True):
+                if not param.requires_grad or groups_.storage(param) in self._stores:
+                    continue
+                if not param.is_floating_point() or param.is_complex():
+                    raise errors.not_floating(name, param.dtype)
+                if param.numel() == 0:
+                    continue
+                self._stores.add(groups_.storage(param))
+                pairs.append((name, param))
+            if pairs:
+                names, params = zip(*sorted(pairs, key=lambda pair: pair[0]), strict=True)
+                kept.append({**group, "names": list(names), "params": list(params)})
+        if not kept:
+            raise errors.nothing_to_train()
+        return kept
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as `torch.optim.Optimizer.add_param_group` does.
+
+        Parameters
+        ----------
+        param_group : dict
+            "params" and the group's options; its parameters may have names. They are numbered
+            after those that are there.
+        """
+        group = dict(param_group)
+        if "names" not in group:
+            (group,) = self._prepared(groups_.named([group]))
+        made, lr, taken = groups_.method_of(group, self._options)
+        self._taken |= taken
+        if self._basis is not None and not isinstance(made.matrices.subspace, Sketch):
+            raise ValueError(
+                f"sketch='activation' needs a method with frames, such as zo_mopi; {made.name} "
+                "has none"
+            )
+        if self._estimator is None:
+            self._estimator = made.finite_difference
+        elif self._estimator != made.finite_difference:
+            raise errors.different_estimators()
+        group["method"] = made
+        group["lr"] = 1.0 if lr is None else lr
+        group["base_lr"] = group["lr"]
+        group.setdefault("frozen", False)
+        super().add_param_group(group)
+        if self._started_up:
+            self._make_leaves()
+            self._wrap_model()
+
+    @property
+    def _started_up(self) -> bool:
+        return hasattr(self, "_started")
+
+    def _check_options(self) -> None:
+        """Refuse general options that no group takes, then make the leaves of all groups."""
+        general = {k for k in self._options if k not in groups_.GROUP_KEYS}
+        for option in sorted(general - self._taken):
+            name = str(self._options["method"]).lower().replace("-", "_")
+            known = groups_.options_of(name)
+            raise errors.unknown_option(option, name, known)
+        self._make_leaves()
+
+    def _make_leaves(self) -> None:
+        known = {id(leaf.param) for leaf in self._leaves}
+        new = [
+            (name, param, group)
+            for group in self.param_groups
+            for name, param in zip(group["names"], group["params"], strict=True)
+            if id(param) not in known
+        ]
+        names = [name for name, _, _ in new] + [leaf.name for leaf in self._leaves]
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two parameters are named {twice!r}; give each a name of its own")
+        choice = Choice(
+            self._binding,
+            self._reference,
+            overlay_places(self.model) if self._binding == "auto" else set(),
+            sum(p.numel() * p.element_size() for g in self.param_groups for p in g["params"]),
+        )
+        for name, param, group in sorted(new, key=lambda entry: entry[0]):
+            if not isinstance(param, Carrier) and not _is_finite(param):
+                raise errors.nonfinite_parameter(name)
+            if self._random is None:
+                self._random = Randomness(self._seed, param.detach())
+            with own_arithmetic({param.device.type}):
+                leaf = choice.leaf(len(self._leaves), name, param, group, self._random)
+            self._leaves.append(leaf)
+            if isinstance(leaf, Overlaid):
+                self._lay_over(leaf)
+
+    def _lay_over(self, leaf: Overlaid) -> None:
+        if isinstance(leaf.param, Carrier):
+            leaf.mergeable = False
+            leaf.param.module.register_forward_hook(
+                lambda module, inputs, output: low_rank(
+                    self._overlay, leaf, inputs[0], output, transposed=False
+                )
+            )
+            return
+        same = groups_.storage(leaf.param)
+        everything = self.model.parameters() if self.model is not None else ()
+        for param in (leaf.param, *everything):
+            if groups_.storage(param) == same:
+                self._overlay.leaves[id(param)] = leaf
+
+    def _wrap_model(self) -> None:
+        """Let the model act as trained outside of the steps, too, where it is overlaid."""
+        model = self.model
+        wrapped = model is not None and isinstance(model.__dict__.get("forward"), OverlaidForward)
+        if model is not None and self._overlay.leaves and not wrapped:
+            self._plain_forward = model.__dict__.get("forward")
+            model.forward = OverlaidForward(model, self._overlay)
+
+    @property
+    def bindings(self) -> dict[str, str]:
+        """How each parameter is evaluated, by name.
+
+        ``"in_place"``, ``"in_place, reference on <device>"``, ``"overlay"``, or
+        ``"overlay, made for each call"`` where a function uses it for which no overlay is known
+        (known after the first step).
+        """
+        result = {}
+        for leaf in self._leaves:
+            text = leaf.binding
+            if isinstance(leaf, Referenced):
+                text += f", reference on {leaf.device}"
+            elif leaf.name in self._overlay.materialised:
+                text += ", made for each call"
+            result[leaf.name] = text
+        return result
+
+    def describe(self) -> str:
+        """Return one line for each way in which parameters are evaluated, with their number."""
+        found: dict[str, list[str]] = {}
+        for name, text in self.bindings.items():
+            found.setdefault(text, []).append(name)
+        lines = []
+        for text, names in found.items():
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            lines.append(f"{text}: {len(names)} parameters ({shown})")
+        return "\n".join(lines)
+
+    # A step
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step(self, closure: Closure | Sequence[Closure] | None = None) -> Any:
+        """Take a step.
+
+        Parameters
+        ----------
+        closure : callable, or sequence of callables
+            Computes the loss of the batch: one real number, of Torch or Python. It is called
+            once for each evaluation of the method, without gradients, and may be anything, also
+            a metric that is not differentiable. The mean over several, one for each micro-batch,
+            is the loss of a step.
+
+        Returns
+        -------
+        tensor or float
+            The mean of the step's losses that are finite, close to the loss at the weights.
+
+        Raises
+        ------
+        Exception
+            What the closure raises; the weights are then back where they were.
+        NonFiniteLossError
+            With ``on_failure="raise"``.
+        """
+        closures: list[Any] = list(closure) if isinstance(closure, Sequence) else [closure]
+        if not closures or not all(callable(c) for c in closures):
+            raise errors.no_closure()
+        assert self._estimator is not None
+        assert self._random is not None
+        leaves = self._active()
+        kinds = {leaf.param.device.type for leaf in leaves}
+        replay = Replay(
+            {leaf.param.device for leaf in leaves},
+            self._generators,
+            None if self.model is None else self.model.modules(),
+        )
+        run = Evaluator(
+            Source(self._random, self._step),
+            leaves,
+            closures,
+            replay,
+            kinds,
+            self._overlay,
+            self._estimator.evaluations,
+        )
+        with own_arithmetic(kinds):
+            for leaf in leaves:
+                leaf.follow()
+        self._refresh(run)
+        try:
+            losses = self._losses(run)
+            with own_arithmetic(kinds):
+                joined = join_losses(losses)
+                finite = _arrays.namespace(joined).isfinite(joined)
+                if self._on_failure == "raise" and not all(finite.tolist()):
+                    raise NonFiniteLossError(f"losses of step {self._step}: {losses}")
+                moved = self._advance(run, self._estimator.differences(joined))
+                with uninterrupted():
+                    self._accept(run, *moved)
+        except BaseException:
+            run.back()
+            raise
+        finally:
+            forget_casts(kinds)
+        return mean_of_finite(losses, joined)
+
+    def _active(self) -> list[Leaf]:
+        leaves = [x for x in self._leaves if not x.group["frozen"] and x.param.requires_grad]
+        if not leaves:
+            raise errors.nothing_to_train()
+        return leaves
+
+    def _refresh(self, run: Evaluator) -> None:
+        """Refresh the subspaces that are due; once, however often a step is tried."""
+        step, leaves = run.source.step, run.leaves
+        first = step == 0 and self._basis is not None and not self._basis.seen
+        due = [x for x in leaves if _is_due(x, step)] if step != self._refreshed_at else []
+        if self._basis is not None and (due or first):
+            watching = self._basis.watching(leaves, run.source.random, step)
+            with self._overlay.on(), watching, run.replay.first():
+                for closure in run.closures:
+                    closure()
+            run.replay.rewind()
+        with own_arithmetic(run.kinds), uninterrupted():
+            for leaf in leaves if first else ():
+                leaf.init(run.source.random)
+            for leaf in due:
+                leaf.merge(run.source)
+                leaf.refresh(run.source)
+            if self._basis is not None:
+                self._basis.forget()
+            if due or first:
+                self._refreshed_at = step
+        if not self._warned and (due or step == 0):
+            with own_arithmetic(run.kinds):
+                self._warn_of_invisible_probes(run)
+
+    def _losses(self, run: Evaluator) -> list[Any]:
+        if self.batched:
+            try:
+                losses = run.batched(self.chunk)
+                self._compared = self._compared or run.compare(losses)
+                return losses
+            except NotBatchableError as error:
+                warnings.warn(
+                    f"the probes run one by one from now on: {error}", UserWarning, stacklevel=4
+                )
+                self.batched = False
+                run.replay.rewind()
+        return run.one_by_one()
+
+    def _advance(
+        self, run: Evaluator, coefficients: Any
+    ) -> tuple[list[tuple[Any, Change]], Tensor]:
+        """Return the new states and steps of all leaves, and whether there is an estimate."""
+        estimator, source = self._estimator, run.source
+        assert estimator is not None
+        momenta = [leaf.state.momentum for leaf in run.leaves]
+        wide, narrow = min(momenta, key=_arrays.epsilon), max(momenta, key=_arrays.epsilon)
+        limit = _arrays.largest_number(narrow) * _HEADROOM
+        weighted = estimator.weigh(_arrays.to_like(coefficients, wide), limit)
+        moved = []
+        for leaf in run.leaves:
+            like = leaf.state.momentum
+            own = Weighted(*(None if w is None else _arrays.to_like(w, like) for w in weighted))
+            block = leaf.block(source, estimator.probes)
+            gradient = estimator.gradient(own, block)
+            frame = leaf.rule.subspace.observe(leaf.state.frame, block, own)
+            del block
+            state = leaf.state if frame is leaf.state.frame else leaf.state._replace(frame=frame)
+            started = _arrays.to_like(self._started, like)
+            key = source.random, leaf.index, source.step
+            rate = leaf.rate(source.step)
+            moved.append(leaf.rule.advance(*key, state, gradient, own.alive, started, rate))
+        return moved, weighted.alive
+
+    def _accept(self, run: Evaluator, moved: list[tuple[Any, Change]], alive: Tensor) -> None:
+        for leaf, (state, change) in zip(run.leaves, moved, strict=True):
+            leaf.accept(run.source, change)
+            leaf.set_state(state)
+        alive = _arrays.to_like(alive, self._started)
+        self._started = alive + self._started * (1.0 - alive)
+        self._step += 1
+
+    def _warn_of_invisible_probes(self, run: Evaluator) -> None:
+        """Warn, once, if adding a probe leaves most entries of a weight as they are."""
+        assert self._estimator is not None
+        smoothing = self._estimator.width
+        for leaf in run.leaves:
+            if isinstance(leaf, Overlaid):
+                continue
+            fraction = state_.invisible_fraction(leaf, run.source, smoothing)
+            if fraction > _INVISIBLE:
+                self._warned = True
+                message = invisible_probe(leaf.name, leaf.param.dtype, fraction)
+                warnings.warn(message, PrecisionWarning, stacklevel=4)
+                return
+
+    # What is beside the weights
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def merge(self) -> None:
+        """Bring what was learned beside the weights into them, as a refresh does.
+
+        Afterwards ``model.state_dict()`` is the trained model. 16-bit weights are rounded
+        stochastically. Quantised layers keep their update, see `adapter`; in place nothing
+        changes but for 16 bits, whose float32 coordinates are rounded away.
+        """
+        assert self._random is not None
+        source = Source(self._random, self._step)
+        with own_arithmetic({leaf.param.device.type for leaf in self._leaves}), uninterrupted():
+            for leaf in self._leaves:
+                leaf.merge(source)
+
+    def adapter(self) -> dict[str, dict[str, Tensor]]:
+        """Return what was learned beside the weights, as low-rank factors.
+
+        Returns
+        -------
+        dict
+            Name of a weight -> ``{"left": (m, r), "right": (r, n)}``, whose product is added to
+            it; vectors have ``{"update": ...}``. Weights without an update are left out.
+        """
+        result: dict[str, dict[str, Tensor]] = {}
+        for leaf in self._leaves:
+            if not isinstance(leaf, Overlaid) or leaf.total is None:
+                continue
+            if leaf.kind == "full":
+                result[leaf.name] = {"update": leaf.total.clone()}
+            else:
+                left, right = leaf.product(leaf.total)
+                result[leaf.name] = {"left": left.clone(), "right": right.clone()}
+        return result
+
+    def detach(self) -> None:
+        """Merge, and take the overlay off the model."""
+        self.merge()
+        model = self.model
+        if model is not None and isinstance(model.__dict__.get("forward"), OverlaidForward):
+            del model.forward
+            if self._plain_forward is not None:
+                model.forward = self._plain_forward
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed run needs: tensors, numbers and strings.
+
+        With the model's own state a run goes on bit for bit. ``torch.load`` reads it with
+        ``weights_only=True``.
+        """
+        return state_.pack(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a state; this optimizer must have been made with the same options.
+
+        Load the model's state first or afterwards.
+
+        Parameters
+        ----------
+        state_dict : dict
+            What `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If the names or shapes of the parameters, or the methods, are others.
+        """
+        state_.unpack(self, state_dict)
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()}\n{self.describe()}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("a ZOMOPI optimizer cannot be pickled; save its state_dict()")
+
+
+def _is_finite(param: Tensor) -> bool:
+    """Tell whether all entries are finite, without an array of that size."""
+    wide = torch.float64 if param.dtype == torch.float64 else torch.float32
+    total = param.detach().sum(dtype=wide)
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(param).all())
+
+
+def _is_due(leaf: Leaf, step: int) -> bool:
+    every = leaf.rule.subspace.refresh_every
+    return bool(every) and step > 0 and step % every == 0

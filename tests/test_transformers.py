@@ -1,0 +1,314 @@
+"""The Trainer with zeroth-order steps, and the examples, end to end on tiny models."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from zomopi_adapters.torch import ZOMOPI  # noqa: E402
+from zomopi_adapters.transformers import ZeroOrderTrainer  # noqa: E402
+
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+
+SIZES = {
+    "vocab_size": 60, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64,
+    "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def tiny(dtype=torch.float32, dropout=0.0):
+    torch.manual_seed(0)
+    config = transformers.OPTConfig(**SIZES, dropout=dropout, attention_dropout=dropout)
+    return transformers.OPTForCausalLM(config).to(dtype)
+
+
+def rows(count=24, width=8):
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 60, (count, width), generator=generator)
+    return [{"input_ids": row, "labels": row} for row in ids]
+
+
+def trainer(
+    folder,
+    model=None,
+    data=None,
+    zero_order=None,
+    dropout=False,
+    groups=None,
+    held_out=None,
+    **more,
+):
+    arguments = transformers.TrainingArguments(
+        str(folder), use_cpu=True, report_to=[], disable_tqdm=True, dataloader_pin_memory=False,
+        **{"max_steps": 6, "learning_rate": 0.02, "per_device_train_batch_size": 4,
+           "save_strategy": "no", **more},
+    )  # fmt: skip
+    return ZeroOrderTrainer(
+        model or tiny(), arguments, train_dataset=data or rows(), eval_dataset=held_out,
+        dropout=dropout, groups=groups,
+        zero_order={"rank": 4, "probes": 2, **(zero_order or {})},
+    )  # fmt: skip
+
+
+class TestTrainer:
+    def test_is_the_optimizer_in_the_usual_loop(self, tmp_path):
+        made = trainer(tmp_path, max_steps=3, lr_scheduler_type="constant")
+        model = made.model
+        batches = []
+        compute = made.compute_loss
+
+        def watched(model, inputs, **kwargs):
+            batches.append(inputs)
+            return compute(model, inputs, **kwargs)
+
+        made.compute_loss = watched
+        made.train()
+        assert len(batches) == 3 * 4
+        assert not any(p.grad is not None for p in model.parameters())
+        other = tiny().eval()
+        optimizer = ZOMOPI(other, lr=0.02, rank=4, probes=2, seed=42)
+        for batch in batches[::4]:
+            optimizer.step(lambda batch=batch: other(**batch).loss)
+        for a, b in zip(model.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+    def test_logs_losses_and_rates(self, tmp_path):
+        made = trainer(tmp_path, logging_steps=2, lr_scheduler_type="linear")
+        made.train()
+        logs = [entry for entry in made.state.log_history if "loss" in entry]
+        assert [entry["step"] for entry in logs] == [2, 4, 6]
+        assert all(3 < entry["loss"] < 6 for entry in logs)  # log 60 is 4.1
+        rates = [entry["learning_rate"] for entry in logs]
+        assert rates == sorted(rates, reverse=True)
+        assert rates[0] > rates[-1]
+
+    def test_learns(self, tmp_path):
+        data = rows(4)
+        made = trainer(
+            tmp_path, data=data, max_steps=200, learning_rate=0.1,
+            zero_order={"probes": 4, "vector_lr": 0.02, "smoothing": 0.01},
+        )  # fmt: skip
+        first = made.evaluate(data)["eval_loss"]
+        made.train()
+        assert made.evaluate(data)["eval_loss"] < 0.9 * first
+
+    def test_micro_batches(self, tmp_path):
+        """Accumulated or not, the same rows give the same step."""
+        ends = []
+        for size, parts in ((8, 1), (2, 4)):
+            made = trainer(
+                tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=parts,
+                max_steps=3, zero_order={"smoothing": 0.05},
+            )  # fmt: skip
+            start = made.model.model.decoder.layers[0].fc1.weight.detach().clone()
+            result = made.train()
+            ends.append(
+                (made.model.model.decoder.layers[0].fc1.weight.detach(), result.training_loss)
+            )
+        torch.testing.assert_close(ends[0][0], ends[1][0], rtol=1e-3, atol=1e-4)
+        assert torch.max((ends[0][0] - start).abs()) > 3e-3
+        assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-4)
+
+    @pytest.mark.parametrize(
+        ("binding", "dtype"), [("in_place", torch.float32), ("overlay", torch.bfloat16)]
+    )
+    def test_resumes_to_the_bit(self, tmp_path, binding, dtype):
+        options = {"save_strategy": "steps", "save_steps": 3, "zero_order":
+                   {"binding": binding, "refresh_every": 2, "smoothing": 0.05}}  # fmt: skip
+        whole = trainer(tmp_path / "whole", tiny(dtype, 0.1), dropout=True, **options)
+        whole.train()
+        again = trainer(tmp_path / "whole", tiny(dtype, 0.1), dropout=True, **options)
+        again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+        assert again.state.global_step == 6
+        for made in (whole, again):
+            made.zero_order_optimizer.merge()
+        for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+    def test_what_is_saved_is_what_was_learned(self, tmp_path):
+        made = trainer(tmp_path, zero_order={"binding": "overlay"})
+        made.train()
+        ids = torch.arange(3, 11)[None]
+        made.model.eval()
+        trained = made.model(ids).logits.detach()
+        made.save_model()
+        saved = transformers.OPTForCausalLM.from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(saved(ids).logits.detach(), trained, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(saved(ids).logits, tiny().eval()(ids).logits, atol=1e-3)
+
+    def test_the_best_model_is_loaded_at_the_end(self, tmp_path):
+        made = trainer(
+            tmp_path, held_out=rows(4), zero_order={"binding": "overlay"}, max_steps=4,
+            save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2,
+            load_best_model_at_end=True, learning_rate=3.0,
+        )  # fmt: skip
+        made.train()
+        losses = [e["eval_loss"] for e in made.state.log_history if "eval_loss" in e]
+        assert made.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
+        assert max(losses) > 1.01 * min(losses)
+
+    def test_groups_and_dropout(self, tmp_path):
+        modes = []
+
+        def groups(model):
+            model.register_forward_pre_hook(lambda module, inputs: modes.append(module.training))
+            return [{"params": model.model.decoder.layers[0].named_parameters()}]
+
+        made = trainer(tmp_path, groups=groups, dropout=True, max_steps=2)
+        before = made.model.model.decoder.layers[1].fc1.weight.detach().clone()
+        made.train()
+        assert all(modes)
+        assert torch.equal(made.model.model.decoder.layers[1].fc1.weight, before)
+        assert all(not name.startswith("model") for name in made.zero_order_optimizer.bindings)
+
+    def test_weight_decay_and_seed_are_passed_on(self, tmp_path):
+        made = trainer(tmp_path, weight_decay=0.5, seed=7)
+        optimizer = made.create_optimizer()
+        assert optimizer._leaves[0].rule.update.weight_decay == 0.5
+        assert optimizer._seed == 7
+
+    def test_what_has_no_meaning_is_refused(self, tmp_path, monkeypatch):
+        arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+        arguments.fp16 = True
+        with pytest.raises(ValueError, match="fp16=True scales gradients"):
+            ZeroOrderTrainer(tiny(), arguments)
+        arguments.fp16 = False
+        monkeypatch.setattr(type(arguments), "world_size", 2)
+        with pytest.raises(ValueError, match="runs in one process"):
+            ZeroOrderTrainer(tiny(), arguments)
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def word_tokenizer(folder, texts):
+    """A tokenizer of whole words, made on the spot."""
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="<unk>"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    special = ["<unk>", "<pad>", "</s>"]
+    train = tokenizers.trainers.WordLevelTrainer(special_tokens=special, vocab_size=400)
+    model.train_from_iterator(texts, train)
+    model.post_processor = tokenizers.processors.TemplateProcessing(
+        single="</s> $A", special_tokens=[("</s>", 2)]
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=model, pad_token="<pad>", eos_token="</s>", bos_token="</s>",
+        unk_token="<unk>",
+    )  # fmt: skip
+    if folder is not None:
+        fast.save_pretrained(folder)
+    return fast
+
+
+ROWS = {
+    "RTE": {"premise": "A cat sat.", "hypothesis": "A cat sat.", "label": "entailment"},
+    "CB": {"premise": "It rains.", "hypothesis": "It is dry.", "label": "contradiction"},
+    "BoolQ": {"passage": "Ice is cold.", "question": "is ice cold", "label": True},
+    "WiC": {"word": "bank", "sentence1": "A bank.", "sentence2": "A river bank.", "label": False},
+    "WSC": {"text": "Ann saw Bo and she left.", "label": True,
+            "target": {"span1_text": "Ann", "span2_text": "she"}},
+    "COPA": {"premise": "It rained.", "question": "effect", "choice1": "Roads were wet.",
+             "choice2": "The sun rose.", "label": 0},
+    "MultiRC": {"passage": {"text": "Bo ate.", "questions": [
+        {"question": "Who ate?", "answers": [{"text": "Bo", "label": 1},
+                                             {"text": "Ann", "label": 0}]}]}},
+}  # fmt: skip
+
+
+class TestSuperGlue:
+    @pytest.mark.parametrize("task", sorted(ROWS))
+    def test_prompts(self, task):
+        examples = load("finetune_superglue").TASKS[task](ROWS[task])
+        assert len(examples) == (2 if task == "MultiRC" else 1)
+        for example in examples:
+            assert 0 <= example.label < len(example.answers)
+            assert "{" not in example.prompt
+        expected = {"CB": " No", "WiC": " No", "COPA": " roads were wet."}.get(task, " Yes")
+        assert examples[0].answers[examples[0].label] == expected
+
+    def test_long_prompts_lose_their_beginning(self):
+        module = load("finetune_superglue")
+        tokenizer = word_tokenizer(None, ["one two three four Yes No"])
+        row = module.encode(tokenizer, "one two three four", " Yes", 4)
+        words = tokenizer.convert_ids_to_tokens(row["input_ids"])
+        assert words == ["</s>", "three", "four", "Yes"]
+        assert row["labels"][:3] == [-100] * 3
+
+    @pytest.mark.parametrize(
+        "extra",
+        [
+            [],
+            ["--binding", "overlay", "--dtype", "bfloat16"],
+            ["--sketch", "activation", "--difference", "forward"],
+        ],
+        ids=["plain", "overlay", "activation"],
+    )
+    def test_runs_end_to_end(self, tmp_path, extra, capsys):
+        model, data = tmp_path / "model", tmp_path / "RTE"
+        data.mkdir()
+        kinds = ("entailment", "not_entailment")
+        rows = [
+            {"premise": f"word{i % 7} here.", "hypothesis": f"word{i % 5} there.",
+             "label": kinds[i % 2], "idx": i}
+            for i in range(20)
+        ]  # fmt: skip
+        for name in ("train", "val"):
+            (data / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+        texts = [json.dumps(row) for row in rows]
+        texts.append('Does this mean that is true? Yes or No? " .')
+        words = len(word_tokenizer(model, texts))
+        config = transformers.OPTConfig(**SIZES | {"vocab_size": words})
+        transformers.OPTForCausalLM(config).save_pretrained(model)
+        before, after = load("finetune_superglue").main([
+            "--model", str(model), "--task", "RTE", "--data", str(data), "--steps", "3",
+            "--output", str(tmp_path / "run"), "--batch", "4", "--width", "32", "--rank", "4",
+            "--spectral-rank", "2", "--refresh-every", "2", "--smoothing", "1e-2",
+            "--learning-rate", "1e-2", "--probes", "2", "--momentum", "0.5", *extra,
+        ])  # fmt: skip
+        assert 0 <= before <= 1
+        assert 0 <= after <= 1
+        assert "accuracy" in capsys.readouterr().out
+        assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+class TestMiniLM:
+    def test_runs_end_to_end(self, tmp_path, capsys):
+        """The example with a tiny encoder in the place of the pretrained one."""
+        pytest.importorskip("matplotlib")
+        module = load("finetune_minilm")
+
+        def tiny_encoder():
+            _, pairs = module.docstrings(3, 40)
+            tokenizer = word_tokenizer(None, [text for text, _ in pairs])
+            config = transformers.BertConfig(
+                vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1,
+                num_attention_heads=2, intermediate_size=64, max_position_embeddings=32,
+            )  # fmt: skip
+            torch.manual_seed(0)
+            return transformers.BertModel(config), tokenizer
+
+        curves = module.main(
+            ["--forwards", "24", "--classes", "3", "--batch", "8", "--methods", *module.METHODS,
+             "--plot", str(tmp_path / "curve.png")],
+            load=tiny_encoder,
+        )  # fmt: skip
+        assert set(curves) == set(module.METHODS)
+        for curve in curves.values():
+            assert curve[0][0] == 0
+            assert curve[-1][0] >= 24
+            assert curve[0] == next(iter(curves.values()))[0]
+        assert (tmp_path / "curve.png").stat().st_size > 1000
+        assert "held-out accuracy" in capsys.readouterr().out
