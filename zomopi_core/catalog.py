@@ -79,7 +79,7 @@ def zo_mopi(
     =============  ==================================  ==============
     smoothing      ``"auto"``                          1e-3
     spectral_rank  ``"auto"``                          r // 2
-    momentum       0.95, unbiased                      0.9
+    momentum       by the unknowns, unbiased           0.9
     probes         8                                   4
     difference     leave-one-out, central if           central
                    `probes` is given
@@ -108,8 +108,9 @@ def zo_mopi(
         learning rate.
     momentum : float, optional
         beta, from 0 up to, not including, 1, and M = G at the first step. Where it is not given
-        and the learning rate is tuned, the average starts from zero and is divided by the sum of
-        its weights, so that the first estimates weigh no more than those that follow.
+        and the learning rate is tuned, the memory is one evaluation for 24 unknowns, within 32
+        and 320 evaluations; the average starts from zero and is divided by the sum of its
+        weights, so that the first estimates weigh no more than those that follow.
     refresh_every : int
         nu, the steps between two refreshes of the frame.
     refresh : {"anchored", "haar"}
@@ -173,7 +174,7 @@ def zo_mopi(
         spectral_rank = "auto"
     average = ExponentialAverage(0.9 if momentum is None else momentum)
     if momentum is None and tuned:
-        average = ExponentialAverage(0.95, unbiased=True)
+        average = ExponentialAverage(0.95, unbiased=True, fitted=True)
     orthogonalizer = (
         AdaptiveRank() if isinstance(spectral_rank, str) else PowerIteration(spectral_rank)
     )

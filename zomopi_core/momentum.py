@@ -73,11 +73,14 @@ class ExponentialAverage(Momentum):
     unbiased : bool
         Whether to divide the average that starts from zero by the sum of its weights,
         ``1 - beta^t``, so that the first estimates weigh no more than those that follow.
+    fitted : bool
+        Whether `tuning.fit_memory` may choose beta by the number of unknowns.
     """
 
     beta: float = 0.9
     from_zero: bool = False
     unbiased: bool = False
+    fitted: bool = False
 
     def __post_init__(self) -> None:
         as_python(self, beta=partial(fraction, "momentum"))

@@ -24,7 +24,7 @@ from .objective import (
 )
 from .rule import Probe
 from .sampling import Sampler
-from .tuning import Geometry, Plan, Tuning, Verdict, start_tuning
+from .tuning import Geometry, Plan, Tuning, Verdict, fit_memory, start_tuning
 from .update import Change
 
 
@@ -115,6 +115,7 @@ class Optimizer:
         if self._project is not None:
             params = check_finite(self._project(params), "project(x0)")
         self._like = leaves_of(params)[0]
+        self.method = fit_memory(self.method, params)
         tuning = start_tuning(self.method, params)
         self._point = Point(params, self.method.init(params, seed), 0, tuning, (), params)
         self._asked: Asked | None = None
