@@ -51,7 +51,7 @@ _ABOVE_NOISE = 3.0
 _GOOD_ENOUGH = 2.0
 _GROWTH = 4.0
 # Noise of a function with steps, in steps: between two points it crosses many, up and down.
-_STEPS = 15.0
+_STEPS = 6.0
 _MOST_RAISES = 12
 # The smoothing as a part of the way to the minimum along a line.
 _PART_OF_WAY = 0.3
