@@ -210,7 +210,7 @@ class TestPoints:
     def test_needs_its_snapshot(self):
         method = zo.mezo_svrg()
         probes = method.propose(method.init(np.ones((3, 2))))
-        with pytest.raises(ValueError, match="this step of mezo_svrg compares with a snapshot"):
+        with pytest.raises(ValueError, match="this step compares with a snapshot"):
             zo.perturb(method, np.ones((3, 2)), probes)
 
     def test_asking_again_changes_nothing(self, make_backend):

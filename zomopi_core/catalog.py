@@ -415,8 +415,10 @@ def automatic(name: str, options: Mapping[str, Any]) -> Method:
     """
     make = maker(name)
     known = inspect.signature(make).parameters
-    tuned = _TUNED if "smoothing" in known else ()
-    return make(**{option: "auto" for option in tuned if option in known} | dict(options))
+    tuned = [name for name in _TUNED if name in known] if "smoothing" in known else []
+    if "spectral_rank" in tuned and known["spectral_rank"].default is not None:
+        tuned.remove("spectral_rank")  # a paper's number, not a choice that was left open
+    return make(**dict.fromkeys(tuned, "auto") | dict(options))
 
 
 _TUNED = ("learning_rate", "smoothing", "spectral_rank")

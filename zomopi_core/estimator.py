@@ -129,6 +129,11 @@ class FiniteDifference:
         return tuple(e for pair in zip(plus, minus, strict=True) for e in pair)
 
     @cached_property
+    def compares(self) -> bool:
+        """Whether some points lie around a snapshot."""
+        return any(e.snapshot for e in self.evaluations)
+
+    @cached_property
     def mirrored(self) -> tuple[bool, ...]:
         """For each evaluation, whether the next one is its mirror image: +mu before -mu."""
         following = (*self.evaluations[1:], Evaluation(None, 0.0))

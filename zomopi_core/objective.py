@@ -55,13 +55,15 @@ class Candidates(Sequence[Any]):
         self._probes, self._step = probes, step
         self._displace = _arrays.compiled(_displace, self._arrays[0])
         self._shift = _arrays.compiled(_shift, self._arrays[0])
-        extra = [Evaluation(0 if scale else None, scale) for scale in along_probe]
-        extra += [Evaluation(_STEP if scale else None, scale) for scale in along_step]
-        self._evaluations = (*estimator.evaluations, *extra)
-        self._mirrored = (*estimator.mirrored, *(False for _ in extra))
+        self._evaluations, self._mirrored = estimator.evaluations, estimator.mirrored
+        if along_probe or along_step:
+            extra = [Evaluation(0 if scale else None, scale) for scale in along_probe]
+            extra += [Evaluation(_STEP if scale else None, scale) for scale in along_step]
+            self._evaluations = (*self._evaluations, *extra)
+            self._mirrored = (*self._mirrored, *(False for _ in extra))
         self.full_batch = estimator.full_batch
         self._snapshot = self._arrays if snapshot is None else leaves_of(snapshot)
-        if snapshot is None and any(e.snapshot for e in self._evaluations):
+        if snapshot is None and estimator.compares:
             raise errors.needs_snapshot()
 
     def __len__(self) -> int:
@@ -317,15 +319,18 @@ class Objective:
             except Exception as error:
                 return stack_losses([failure(error)] * len(points))
             return check_losses(losses, len(points), errors.wrong_stack_of_losses)
-        losses, fun = [], self._fun
-        for point in points:
-            self.calls += 1
-            try:
-                loss = fun(point, **keywords) if keywords else fun(point)
-            except Exception as error:
-                loss = failure(error)
-            # one by one: what is no loss should be said before the next, maybe costly, call
-            losses.append(loss if type(loss) is float else scalar_loss(loss))
+        losses, fun, calls = [], self._fun, self.calls
+        try:
+            for point in points:
+                calls += 1
+                try:
+                    loss = fun(point, **keywords) if keywords else fun(point)
+                except Exception as error:
+                    loss = failure(error)
+                # one by one: what is no loss should be said before the next, maybe costly, call
+                losses.append(loss if type(loss) is float else scalar_loss(loss))
+        finally:
+            self.calls = calls
         return join_losses(losses)
 
 

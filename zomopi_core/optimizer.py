@@ -24,7 +24,16 @@ from .objective import (
 )
 from .rule import Probe
 from .sampling import Sampler
-from .tuning import Geometry, Plan, Tuning, Verdict, fit_memory, start_tuning
+from .tuning import (
+    NOTHING,
+    USABLE,
+    Geometry,
+    Plan,
+    Tuning,
+    Verdict,
+    fit_memory,
+    start_tuning,
+)
 from .update import Change
 
 
@@ -184,9 +193,9 @@ class Optimizer:
 
         They are computed here, where a schedule may be any function, and once a step.
         """
-        step, tuning = self._point.state.step, self._point.tuning
+        step = self._point.state.step
         if self._cached_rates[0] != step:
-            method = self._step_method
+            method, tuning = self._step_method, self._point.tuning
             rates = method.rates(step)
             if tuning is not None:
                 rules = method.matrices, method.vectors
@@ -224,26 +233,29 @@ class Optimizer:
             params, state = self._refreshed()
             method, last = self._step_method, self._point.snapshot
             probes = method.propose(state)
-            estimator, plan = self._estimator(), self._plan()
+            if self._point.tuning is None:
+                estimator, plan = method.finite_difference, NOTHING
+            else:
+                estimator, plan = self._estimator(), self._plan()
             if not self._warned and state.step == self._point.refreshed_at:
                 self._warn_of_invisible_probes(params, probes, estimator.width)
-            points = Candidates(
-                estimator,
-                params,
-                probes,
-                None if last is None else last.params,
-                along_probe=(
-                    tuple(s * estimator.width for s in plan.scales) if plan.kind == "noise" else ()
-                ),
-                along_step=plan.scales if plan.kind == "line" else (),
-                step=self._point.direction,
-            )
+            snapshot = None if last is None else last.params
+            if plan.kind == "noise":
+                scales = tuple(s * estimator.width for s in plan.scales)
+                points = Candidates(estimator, params, probes, snapshot, along_probe=scales)
+            elif plan.kind == "line":
+                step = self._point.direction
+                points = Candidates(
+                    estimator, params, probes, snapshot, along_step=plan.scales, step=step
+                )
+            else:
+                points = Candidates(estimator, params, probes, snapshot)
             self._asked = asked = Asked(state.step, points, probes, method, estimator, plan)
         return asked.points
 
     def _plan(self) -> Plan:
         tuning = self._point.tuning
-        return Plan("") if tuning is None else tuning.plan
+        return NOTHING if tuning is None else tuning.plan
 
     def _estimator(self) -> FiniteDifference:
         """Return the estimator of the next step."""
@@ -252,6 +264,11 @@ class Optimizer:
         if tuning is None or not estimator.tuned:
             return estimator
         return estimator.at(tuning.smoothing)
+
+    @property
+    def tunes(self) -> bool:
+        """Whether a learning rate or the smoothing is measured during the run."""
+        return self._point.tuning is not None
 
     @property
     def queries(self) -> int:
@@ -322,11 +339,12 @@ class Optimizer:
             raise errors.tell_before_ask()
         params, state, tuning = self._point.params, self._point.state, self._point.tuning
         method, advance, snapshot = asked.method, self._advance, self._point.snapshot
-        count = len(asked.estimator.evaluations)
-        told = losses if len(asked.points) == count else losses[:count]
-        coefficients = asked.estimator.differences(told)
-        verdict = Verdict(True, False, False)
-        if tuning is not None:
+        verdict = USABLE
+        if tuning is None:
+            coefficients = asked.estimator.differences(losses)
+        else:
+            told = losses[: len(asked.estimator.evaluations)]
+            coefficients = asked.estimator.differences(told)
             tuning, verdict = self._tell_tuning(tuning, asked, coefficients, losses)
             if not verdict.usable:
                 coefficients = coefficients * math.nan
@@ -352,7 +370,7 @@ class Optimizer:
     ) -> tuple[Tuning, Verdict]:
         """Hand the losses to the tuning, on the host, if it looks at them."""
         if not tuning.attentive:
-            return tuning.passed(), Verdict(True, False, False)
+            return tuning.passed(), USABLE
         count = len(asked.estimator.evaluations)
         host = _arrays.to_host(losses).tolist()
         c = _arrays.to_host(coefficients)
@@ -390,7 +408,7 @@ class Optimizer:
         random = state.random if self._draws else None
         gradient = check_gradient(gradient, params)
         new, step = self._descend(state._replace(random=random), gradient, self._rates()[0])
-        self._move(new, step, None, (), Verdict(True, False, False))
+        self._move(new, step, None, (), USABLE)
 
     def _move(
         self,

@@ -158,6 +158,11 @@ class Run:
         self.spare = spare_queries(max_queries, costs)
         if max_queries is not None and max_queries < costs.of(_NOISE_WORTH):
             optimizer.skip_noise()
+        self._same_queries: int | None = None  # where all steps cost the same
+        if gradient is not None:
+            self._same_queries = 1
+        elif optimizer.method.snapshots is None and not optimizer.tunes:
+            self._same_queries = optimizer.queries + self.evaluates_iterate
         self.best = Best(optimizer.x)
         self.rows: list[tuple[int, float, float, float, float]] = []
         self.began = time.perf_counter()
@@ -174,6 +179,8 @@ class Run:
         Probes may lie outside of the constraints, so that only iterates may be returned; their
         loss is known from a baseline or from an evaluation of its own.
         """
+        if not self.constrained:
+            return False
         return self.per_step > self.optimizer.probe_queries > 0
 
     def evaluate(self, points: Any, full_batch: bool = False) -> tuple[Any, list[float]]:
@@ -199,20 +206,21 @@ class Run:
         """Take a step from the losses of its probes."""
         optimizer = self.optimizer
         rate, evaluates_iterate = optimizer.learning_rate, self.evaluates_iterate
-        count = optimizer.probe_queries
+        count = None if self._same_queries is not None else optimizer.probe_queries
         candidates = optimizer.ask()
         full_batch = candidates.full_batch
         if evaluates_iterate:
             loss = self.evaluate_at(optimizer.x, full_batch)
             self.best.offer(loss, optimizer.nit, optimizer.x)
         losses, host = self.evaluate(candidates, full_batch)
-        of_probes = host[:count]
+        of_probes = host if count is None else host[:count]
         loss = sum(of_probes) / len(of_probes)
         if not math.isfinite(loss):
             finite = [x for x in of_probes if math.isfinite(x)]
             loss = sum(finite) / len(finite) if finite else math.nan
         if not self.constrained:
-            lowest = min(host) if math.isfinite(sum(host)) else -math.inf
+            whole = math.isfinite(loss if count is None else sum(host))
+            lowest = min(host) if whole else -math.inf
             if lowest < self.best.loss:
                 self.best.offer_candidates(host, optimizer.nit + 1, candidates)
         elif not evaluates_iterate:  # the baseline is the iterate
@@ -259,15 +267,16 @@ class Run:
 
     def why_stop(self) -> str | None:
         """Return the name of the rule that ends the run now, or None."""
-        nit, calls = self.optimizer.nit, self.objective.calls
+        nit = self.optimizer.nit
         if self.target is not None and self.reached(self.target):
             return "target"
-        left = math.inf if self.max_queries is None else self.max_queries - calls
-        if left - min(self.spare, 2) < self.next_queries:
-            # The last steps go without the points that would tune the steps after them.
-            self.optimizer.skip_search()
-            if left - min(self.spare, 2) < self.next_queries:
-                return "max_queries"
+        if self.max_queries is not None:
+            left = self.max_queries - self.objective.calls - min(self.spare, 2)
+            if left < self.next_queries:
+                # The last steps go without the points that would tune the steps after them.
+                self.optimizer.skip_search()
+                if left < self.next_queries:
+                    return "max_queries"
         if self.max_steps is not None and nit >= self.max_steps:
             return "max_steps"
         if self.max_time is not None and time.perf_counter() - self.began >= self.max_time:
@@ -288,8 +297,8 @@ class Run:
     @property
     def next_queries(self) -> int:
         """Queries of the next step."""
-        if self.gradient is not None:
-            return 1
+        if self._same_queries is not None:
+            return self._same_queries
         return self.optimizer.queries + self.evaluates_iterate
 
     def affords(self, queries: int) -> bool:

@@ -82,6 +82,9 @@ class Plan(NamedTuple):
     scales: tuple[float, ...] = ()
 
 
+NOTHING = Plan("")
+
+
 class Geometry(NamedTuple):
     """Lengths that the line search compares, Frobenius norms over all parameters."""
 
@@ -95,6 +98,9 @@ class Verdict(NamedTuple):
     usable: bool  # whether its losses make an estimate
     retreat: bool  # whether the iterate goes back to the best one
     best: bool  # whether the iterate is the best one
+
+
+USABLE = Verdict(True, False, False)
 
 
 @dataclass(frozen=True)
@@ -153,9 +159,9 @@ class Tuning:
         if not self.measured:
             return Plan("noise", tuple(_NOISE_SPACING * i for i in range(_NOISE_POINTS)))
         if not self.tunes_rate or not self.settled or not self.alpha > 0:
-            return Plan("")
+            return NOTHING
         if self.steps < self.next_search:
-            return Plan("")
+            return NOTHING
         if not self.found:
             return Plan("line", (0.0, *(self.alpha * s for s in _COARSE)))
         if not self.random:
