@@ -415,7 +415,9 @@ def automatic(name: str, options: Mapping[str, Any]) -> Method:
     make = maker(name)
     known = inspect.signature(make).parameters
     tuned = _TUNED if "smoothing" in known else ()
-    return make(**{option: "auto" for option in tuned if option in known} | dict(options))
+    # Only a method that can tune its spectral rank leaves it open; others have a number.
+    open_ = [o for o in tuned if o in known and (o != "spectral_rank" or known[o].default is None)]
+    return make(**dict.fromkeys(open_, "auto") | dict(options))
 
 
 _TUNED = ("learning_rate", "smoothing", "spectral_rank")
