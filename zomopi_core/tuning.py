@@ -58,6 +58,10 @@ _CHANGE = 4.0  # largest change of mu at a time
 # Search for the first minimum: powers of four, two at a time, so that no point lies far beyond it.
 _COARSE = (1.0, 4.0)
 _MOST_ROUNDS = 16
+# The longest step, as a part of the largest number of the parameters' dtype, and the longest
+# whose fourth power, which a fit needs, float64 holds: an F without a minimum asks for any.
+_LONGEST = 2.0**-10
+_FITTED = 1e70
 # Later searches: F at the iterate and around the minimum found last.
 _FINE = (0.5, 1.0, 2.0)
 # Where F is noisy: more of them, and as far out as it takes for the parabola to rise by several
@@ -105,7 +109,9 @@ class Tuning:
     noise_gain : float
         Standard deviation of mu c for a loss with noise 1.
     smoothing, least_smoothing, most_smoothing : float
-        mu now, and its bounds.
+        mu now, and its bounds; these grow with the parameters.
+    longest : float
+        Frobenius norm that a step does not exceed.
     rate : float
         Learning rate of the next step; 0 until the first minimum was found.
     alpha : float
@@ -122,6 +128,7 @@ class Tuning:
     smoothing: float
     least_smoothing: float
     most_smoothing: float
+    longest: float = math.inf
     rate: float = 0.0
     alpha: float = 0.0
     noise: float = 0.0
@@ -175,6 +182,18 @@ class Tuning:
         """Return the tuning for a run too short to measure the noise."""
         return replace(self, measured=True, settled=True)
 
+    def grown(self, method: Method, params: Any) -> Tuning:
+        """Return the tuning with bounds of the smoothing that follow parameters as they grow.
+
+        Else a probe would be lost in the rounding of what has moved far from where it began.
+        """
+        _, least, most = _sizes(method, params)
+        return replace(
+            self,
+            least_smoothing=max(least, self.least_smoothing),
+            most_smoothing=max(most, self.most_smoothing),
+        )
+
     def postponed(self) -> Tuning:
         """Return the tuning with the next line search a step later."""
         return replace(self, next_search=self.steps + 1)
@@ -223,11 +242,19 @@ class Tuning:
             lost = 2 * failed >= len(losses)
             scales, values = [s for s, _ in told], [x for _, x in told]
             new, retreat, best = new._searched(scales, values, lost)
+            new = new._shortened(geometry)
         if self.settled and self.attentive:
             new = new._smoothed(slope, geometry)
         if slope > 0 or retreat:
             new = replace(new, steps=self.steps + 1)
         return new, Verdict(True, retreat, best)
+
+    def _shortened(self, geometry: Geometry) -> Tuning:
+        """Return the tuning with a step that the parameters' dtype can hold."""
+        part = self.longest / geometry.direction if geometry.direction > 0 else math.inf
+        if self.alpha <= part:
+            return self
+        return replace(self, alpha=part, rate=min(self.rate, part))
 
     def _with_noise(self, losses: Sequence[float], extra: Sequence[float]) -> Tuning:
         noise = noise_level(extra) or 0.0
@@ -280,7 +307,9 @@ class Tuning:
         value = sum(finite) / len(finite)
         new = self
         if len(finite) > 1:
-            noise = math.sqrt(0.9 * self.noise**2 + 0.1 * (finite[0] - finite[1]) ** 2 / 2)
+            # hypot, as squares of losses may overflow
+            gap = math.sqrt(0.05) * (finite[0] - finite[1])
+            noise = math.hypot(math.sqrt(0.9) * self.noise, gap)
             # Noise of rounding is the same each time: it is not seen in a repetition.
             same = finite[0] == finite[1]
             new = replace(new, noise=self.noise if same else noise, random=not same)
@@ -417,9 +446,7 @@ def start_tuning(method: Method, params: Any) -> Tuning | None:
     estimator = method.estimator
     if not tunes_rate and not estimator.tuned:
         return None
-    sizes = [(float(typical_size(x, rule.subspace.columns(x.shape))), x) for rule, x in rules]
-    smallest = min(size for size, _ in sizes)
-    least = max(_LEAST * _arrays.epsilon(x) * size for size, x in sizes)
+    smallest, least, most = _sizes(method, params)
     return Tuning(
         tunes_rate=tunes_rate,
         tunes_smoothing=estimator.tuned,
@@ -428,8 +455,19 @@ def start_tuning(method: Method, params: Any) -> Tuning | None:
         noise_gain=estimator.noise_gain,
         smoothing=max(_START * smallest, least) if estimator.tuned else estimator.width,
         least_smoothing=least,
-        most_smoothing=_MOST * max(size for size, _ in sizes),
+        most_smoothing=most,
+        longest=min(_FITTED, *(_LONGEST * _arrays.largest_number(x) for _, x in rules)),
     )
+
+
+def _sizes(method: Method, params: Any) -> tuple[float, float, float]:
+    """Return the smallest of the parameters' sizes, and the bounds of the smoothing."""
+    sizes = [
+        (float(typical_size(x, method.rule(x.ndim).subspace.columns(x.shape))), x)
+        for x in leaves_of(params)
+    ]
+    least = max(_LEAST * _arrays.epsilon(x) * size for size, x in sizes)
+    return min(size for size, _ in sizes), least, _MOST * max(size for size, _ in sizes)
 
 
 def _root_mean_square(values: Sequence[float]) -> float:
