@@ -69,6 +69,8 @@ _FINE = (0.5, 1.0, 2.0)
 _NOISY = (0.0, 0.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 _VISIBLE = 8.0
 _FAR = 16.0
+# Failures at the iterate, one step after the other, that say it has left the domain of F.
+_LOST = 4
 # At least so many evaluations lie between two searches; a search takes three to five.
 _BETWEEN = 80
 
@@ -144,6 +146,7 @@ class Tuning:
     found: bool = False  # the first minimum
     steps: int = 0  # that made an estimate
     next_search: int = 1
+    failures: int = 0  # of F at the iterate in a row, with most probes
     first: float = math.nan  # F at the start
     lowest: float = math.inf  # F at the best iterate measured
     parabola: Parabola = field(default_factory=Parabola)  # of the noisy searches
@@ -299,13 +302,14 @@ class Tuning:
         here = [x for s, x in zip(scales, losses, strict=True) if s == 0]
         finite = [x for x in here if math.isfinite(x)]
         if not finite:
-            # One failure is bad luck, and the next step searches again; where most probes fail
-            # too, the iterate has left the domain of F.
-            if lost and self.found:
-                return self._retreated(), True, False
-            return replace(self, next_search=self.steps + 1), False, False
+            # Some failures are bad luck, and the next step searches again; where most probes
+            # fail too, time after time, the iterate has left the domain of F.
+            failures = self.failures + 1 if lost else 0
+            if failures >= _LOST and self.found:
+                return replace(self._retreated(), failures=0), True, False
+            return replace(self, failures=failures, next_search=self.steps + 1), False, False
         value = sum(finite) / len(finite)
-        new = self
+        new = replace(self, failures=0)
         if len(finite) > 1:
             # hypot, as squares of losses may overflow
             gap = math.sqrt(0.05) * (finite[0] - finite[1])
