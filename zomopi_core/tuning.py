@@ -59,9 +59,9 @@ _CHANGE = 4.0  # largest change of mu at a time
 _COARSE = (1.0, 4.0)
 _MOST_ROUNDS = 16
 # The longest step, as a part of the largest number of the parameters' dtype, and the longest
-# whose fourth power, which a fit needs, float64 holds: an F without a minimum asks for any.
+# whose sixth power, which a fit needs, float64 holds: an F without a minimum asks for any.
 _LONGEST = 2.0**-10
-_FITTED = 1e70
+_FITTED = 1e40
 # Later searches: F at the iterate and around the minimum found last.
 _FINE = (0.5, 1.0, 2.0)
 # Where F is noisy: more of them, and as far out as it takes for the parabola to rise by several
