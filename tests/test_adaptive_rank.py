@@ -44,7 +44,7 @@ class ByHand:
         return [*found, M / np.linalg.norm(M)]
 
     def observe(self, M, G):
-        self.seen.append([np.sum(G * O) for O in self.directions(M)])
+        self.seen.append([np.sum(G * D) for D in self.directions(M)])
 
     def sweep(self, M):
         self.V = np.linalg.qr(M.T @ (M @ self.V))[0]
@@ -192,14 +192,14 @@ class TestChoice:
         )
         M_of_backend = backend.array(1e-12 * M, dtype)  # the scale does not matter
         found = AdaptiveRank().direction(M_of_backend, kept, None)
-        O = backend.numpy(found.direction)
-        assert O.dtype == dtype
-        assert np.isclose(np.linalg.norm(O), 2.0, rtol=TOLERANCE[dtype])
+        D = backend.numpy(found.direction)
+        assert D.dtype == dtype
+        assert np.isclose(np.linalg.norm(D), 2.0, rtol=TOLERANCE[dtype])
         hand = ByHand((8, 6))
         hand.V = V
         hand.sweep(M)
         expected = 2.0 * hand.directions(M)[choice]
-        assert np.allclose(O, expected, rtol=0, atol=TOLERANCE[dtype])
+        assert np.allclose(D, expected, rtol=0, atol=TOLERANCE[dtype])
         assert AdaptiveRank().squares(M_of_backend, kept) == 4.0
 
     @pytest.mark.parametrize("seed", range(5))

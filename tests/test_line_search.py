@@ -78,7 +78,7 @@ class TestLineMinimum:
             losses = np.where(rng.random(4) < 0.2, NAN, rng.standard_normal(4)).tolist()
             step = line_minimum(FINE, losses)
             assert 0.5 / 8 <= step <= 4.0
-            failed = [a for a, x in zip(FINE, losses, strict=True) if a > 0 and x != x]
+            failed = [a for a, x in zip(FINE, losses, strict=True) if a > 0 and np.isnan(x)]
             assert all(step <= 0.5 * a for a in failed)
 
 
