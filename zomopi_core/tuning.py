@@ -293,6 +293,9 @@ class Tuning:
         growth = _GROWTH if spread > 0 else _GROWTH**2
         smoothing = min(self.smoothing * growth, self.most_smoothing)
         steepest = max(slope, self.steepest)
+        if self.random:
+            # What was seen is noise for the most part; seven values may have shown too little.
+            new = replace(new, noise=max(new.noise, spread / self.noise_gain))
         return replace(new, smoothing=smoothing, steepest=steepest, raises=self.raises + 1)
 
     def _searched(
