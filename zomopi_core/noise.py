@@ -45,6 +45,9 @@ def noise_level(values: Sequence[float]) -> float | None:
     if min(values) == max(values):
         return 0.0
     row = [v - values[0] for v in values]  # a constant in F would cost digits
+    # Squares of huge or tiny differences would not be numbers; a power of two costs no digits.
+    unit = 2.0 ** (math.frexp(max(map(abs, row)))[1] - 1)
+    row = [d / unit for d in row]
     levels, changes_sign = [], []
     for k in range(1, len(values)):
         row = [b - a for a, b in itertools.pairwise(row)]
@@ -54,5 +57,5 @@ def noise_level(values: Sequence[float]) -> float | None:
     for k in range(len(levels) - _ORDERS + 1):
         some = levels[k : k + _ORDERS]
         if changes_sign[k] and max(some) <= _AGREEMENT * min(some):
-            return some[0]
+            return some[0] * unit
     return None

@@ -59,6 +59,10 @@ _CHANGE = 4.0  # largest change of mu at a time
 # Search for the first minimum: powers of four, two at a time, so that no point lies far beyond it.
 _COARSE = (1.0, 4.0)
 _MOST_ROUNDS = 16
+# The longest step, as a part of the largest number of the parameters' dtype, and the longest
+# whose sixth power, which a fit needs, float64 holds: an F without a minimum asks for any.
+_LONGEST = 2.0**-10
+_FITTED = 1e40
 # Later searches: F at the iterate and around the minimum found last.
 _FINE = (0.5, 1.0, 2.0)
 # Where F is noisy: more of them, and as far out as it takes for the parabola to rise by several
@@ -66,6 +70,8 @@ _FINE = (0.5, 1.0, 2.0)
 _NOISY = (0.0, 0.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 _VISIBLE = 8.0
 _FAR = 16.0
+# Failures at the iterate, one step after the other, that say it has left the domain of F.
+_LOST = 4
 # At least so many evaluations lie between two searches; a search takes three to five.
 _BETWEEN = 80
 
@@ -117,7 +123,9 @@ class Tuning:
     noise_gain : float
         Standard deviation of mu c for a loss with noise 1.
     smoothing, least_smoothing, most_smoothing : float
-        mu now, and its bounds.
+        mu now, and its bounds; these grow with the parameters.
+    longest : float
+        Frobenius norm that a step does not exceed.
     rate : float
         Learning rate of the next step; 0 until the first minimum was found.
     alpha : float
@@ -134,6 +142,7 @@ class Tuning:
     smoothing: float
     least_smoothing: float
     most_smoothing: float
+    longest: float = math.inf
     rate: float = 0.0
     alpha: float = 0.0
     noise: float = 0.0
@@ -149,6 +158,7 @@ class Tuning:
     found: bool = False  # the first minimum
     steps: int = 0  # that made an estimate
     next_search: int = 1
+    failures: int = 0  # of F at the iterate in a row, with most probes
     first: float = math.nan  # F at the start
     lowest: float = math.inf  # F at the best iterate measured
     parabola: Parabola = field(default_factory=Parabola)  # of the noisy searches
@@ -186,6 +196,18 @@ class Tuning:
     def without_noise(self) -> Tuning:
         """Return the tuning for a run too short to measure the noise."""
         return replace(self, measured=True, settled=True)
+
+    def grown(self, method: Method, params: Any) -> Tuning:
+        """Return the tuning with bounds of the smoothing that follow parameters as they grow.
+
+        Else a probe would be lost in the rounding of what has moved far from where it began.
+        """
+        _, least, most = _sizes(method, params)
+        return replace(
+            self,
+            least_smoothing=max(least, self.least_smoothing),
+            most_smoothing=max(most, self.most_smoothing),
+        )
 
     def postponed(self) -> Tuning:
         """Return the tuning with the next line search a step later."""
@@ -235,11 +257,19 @@ class Tuning:
             lost = 2 * failed >= len(losses)
             scales, values = [s for s, _ in told], [x for _, x in told]
             new, retreat, best = new._searched(scales, values, lost)
+            new = new._shortened(geometry)
         if self.settled and self.attentive:
             new = new._smoothed(slope, geometry)
         if slope > 0 or retreat:
             new = replace(new, steps=self.steps + 1)
         return new, Verdict(True, retreat, best)
+
+    def _shortened(self, geometry: Geometry) -> Tuning:
+        """Return the tuning with a step that the parameters' dtype can hold."""
+        part = self.longest / geometry.direction if geometry.direction > 0 else math.inf
+        if self.alpha <= part:
+            return self
+        return replace(self, alpha=part, rate=min(self.rate, part))
 
     def _with_noise(self, losses: Sequence[float], extra: Sequence[float]) -> Tuning:
         noise = noise_level(extra) or 0.0
@@ -275,6 +305,9 @@ class Tuning:
         growth = _GROWTH if spread > 0 else _GROWTH**2
         smoothing = min(self.smoothing * growth, self.most_smoothing)
         steepest = max(slope, self.steepest)
+        if self.random:
+            # What was seen is noise for the most part; seven values may have shown too little.
+            new = replace(new, noise=max(new.noise, spread / self.noise_gain))
         return replace(new, smoothing=smoothing, steepest=steepest, raises=self.raises + 1)
 
     def _searched(
@@ -284,15 +317,18 @@ class Tuning:
         here = [x for s, x in zip(scales, losses, strict=True) if s == 0]
         finite = [x for x in here if math.isfinite(x)]
         if not finite:
-            # One failure is bad luck, and the next step searches again; where most probes fail
-            # too, the iterate has left the domain of F.
-            if lost and self.found:
-                return self._retreated(), True, False
-            return replace(self, next_search=self.steps + 1), False, False
+            # Some failures are bad luck, and the next step searches again; where most probes
+            # fail too, time after time, the iterate has left the domain of F.
+            failures = self.failures + 1 if lost else 0
+            if failures >= _LOST and self.found:
+                return replace(self._retreated(), failures=0), True, False
+            return replace(self, failures=failures, next_search=self.steps + 1), False, False
         value = sum(finite) / len(finite)
-        new = self
+        new = replace(self, failures=0)
         if len(finite) > 1:
-            noise = math.sqrt(0.9 * self.noise**2 + 0.1 * (finite[0] - finite[1]) ** 2 / 2)
+            # hypot, as squares of losses may overflow
+            gap = math.sqrt(0.05) * (finite[0] - finite[1])
+            noise = math.hypot(math.sqrt(0.9) * self.noise, gap)
             # Noise of rounding is the same each time: it is not seen in a repetition.
             same = finite[0] == finite[1]
             new = replace(new, noise=self.noise if same else noise, random=not same)
@@ -451,9 +487,7 @@ def start_tuning(method: Method, params: Any) -> Tuning | None:
     estimator = method.estimator
     if not tunes_rate and not estimator.tuned:
         return None
-    sizes = [(float(typical_size(x, rule.subspace.columns(x.shape))), x) for rule, x in rules]
-    smallest = min(size for size, _ in sizes)
-    least = max(_LEAST * _arrays.epsilon(x) * size for size, x in sizes)
+    smallest, least, most = _sizes(method, params)
     return Tuning(
         tunes_rate=tunes_rate,
         tunes_smoothing=estimator.tuned,
@@ -462,8 +496,19 @@ def start_tuning(method: Method, params: Any) -> Tuning | None:
         noise_gain=estimator.noise_gain,
         smoothing=max(_START * smallest, least) if estimator.tuned else estimator.width,
         least_smoothing=least,
-        most_smoothing=_MOST * max(size for size, _ in sizes),
+        most_smoothing=most,
+        longest=min(_FITTED, *(_LONGEST * _arrays.largest_number(x) for _, x in rules)),
     )
+
+
+def _sizes(method: Method, params: Any) -> tuple[float, float, float]:
+    """Return the smallest of the parameters' sizes, and the bounds of the smoothing."""
+    sizes = [
+        (float(typical_size(x, method.rule(x.ndim).subspace.columns(x.shape))), x)
+        for x in leaves_of(params)
+    ]
+    least = max(_LEAST * _arrays.epsilon(x) * size for size, x in sizes)
+    return min(size for size, _ in sizes), least, _MOST * max(size for size, _ in sizes)
 
 
 def _root_mean_square(values: Sequence[float]) -> float:

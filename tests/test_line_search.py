@@ -1,0 +1,150 @@
+"""The minimiser along a line: exact on parabolas, bounded by failures and by what was tried."""
+
+import math
+
+import numpy as np
+import pytest
+
+from zomopi_core.line_search import Parabola, is_clear, line_minimum
+
+NAN, INF = math.nan, math.inf
+FINE = [0.0, 0.5, 1.0, 2.0]
+
+
+def parabola(vertex, curvature=3.0, constant=7.0):
+    return lambda a: 0.5 * curvature * (a - vertex) ** 2 + constant
+
+
+class TestLineMinimum:
+    @pytest.mark.parametrize("vertex", [0.0625, 0.3, 0.75, 1.0, 1.9, 3.0, 4.0])
+    @pytest.mark.parametrize("curvature", [1e-20, 3.0, 1e20])
+    def test_exact_on_parabolas(self, vertex, curvature):
+        losses = [parabola(vertex, curvature, 0.0)(a) for a in FINE]
+        assert line_minimum(FINE, losses) == pytest.approx(vertex, rel=1e-9)
+
+    @pytest.mark.parametrize("steps", [[0.0, 1.0, 4.0], [0.0, 0.1, 0.2, 7.0], [0.0, 3.0, 3.5]])
+    def test_uneven_steps(self, steps):
+        vertex = 0.4 * steps[-1]
+        losses = [parabola(vertex)(a) for a in steps]
+        assert line_minimum(steps, losses) == pytest.approx(vertex, rel=1e-9)
+
+    def test_repeated_start_is_averaged(self):
+        losses = [parabola(0.75)(a) for a in (0.0, 0.0, 0.0, 0.5, 1.0, 2.0)]
+        losses[:3] = losses[0] - 0.3, losses[0] + 0.5, losses[0] - 0.2
+        steps = [0.0, 0.0, *FINE]
+        assert line_minimum(steps, losses) == pytest.approx(0.75, rel=1e-9)
+
+    def test_neighbours_of_the_lowest_decide(self):
+        """Far away the function may do what it likes."""
+        losses = [*(parabola(0.6)(a) for a in (0.0, 0.5, 1.0)), 1e6]
+        assert line_minimum(FINE, losses) == pytest.approx(0.6, rel=1e-9)
+
+    @pytest.mark.parametrize(
+        ("losses", "expected"),
+        [
+            ([0.0, -1.0, -2.0, -4.0], 4.0),  # falls on a line
+            ([0.0, -1.0, -3.0, -9.0], 4.0),  # falls ever faster
+            ([0.0, -1.0, -1.9, -3.6], 4.0),  # a minimum far beyond
+            ([0.0, 1.0, 2.0, 4.0], 0.0625),  # rises on a line
+            ([0.0, 1.0, 1.5, 1.6], 0.0625),  # rises, concave
+            ([0.0, 1.0, 4.0, 16.0], 0.0625),  # rises, with a minimum behind
+            ([5.0, 5.0, 5.0, 5.0], 0.0625),  # does nothing
+        ],
+    )
+    def test_without_a_minimum_between(self, losses, expected):
+        """Twice the largest step or an eighth of the smallest."""
+        assert line_minimum(FINE, losses) == pytest.approx(expected, rel=1e-12)
+
+    @pytest.mark.parametrize("bad", [NAN, INF])
+    def test_failure_bounds_the_step(self, bad):
+        falling = [-a for a in FINE]
+        assert line_minimum(FINE, [*falling[:3], bad]) == 1.0  # half of the step that failed
+        # a parabola with its vertex behind the bound
+        assert line_minimum(FINE, [*(parabola(1.5)(a) for a in FINE[:3]), bad]) == 1.0
+        # and one before it, which is found
+        losses = [*(parabola(0.7)(a) for a in FINE[:3]), bad]
+        assert line_minimum(FINE, losses) == pytest.approx(0.7, rel=1e-9)
+
+    @pytest.mark.parametrize("bad", [NAN, INF])
+    def test_failures_near_the_start(self, bad):
+        assert line_minimum(FINE, [1.0, bad, bad, bad]) == 0.125  # a quarter of the nearest
+        assert line_minimum(FINE, [1.0, 0.5, bad, bad]) == 0.125
+        assert line_minimum(FINE, [1.0, bad, 0.5, 0.4]) <= 0.25
+        assert line_minimum(FINE, [bad, 3.0, 2.0, 1.0]) <= 0.125
+
+    def test_is_always_within_its_bounds(self):
+        rng = np.random.default_rng(0)
+        for _ in range(500):
+            losses = np.where(rng.random(4) < 0.2, NAN, rng.standard_normal(4)).tolist()
+            step = line_minimum(FINE, losses)
+            assert 0.5 / 8 <= step <= 4.0
+            failed = [a for a, x in zip(FINE, losses, strict=True) if a > 0 and np.isnan(x)]
+            assert all(step <= 0.5 * a for a in failed)
+
+
+class TestIsClear:
+    def test_differences_over_noise(self):
+        assert is_clear([0.0, 21.0], 1.0)
+        assert not is_clear([0.0, 19.0], 1.0)
+        assert is_clear([0.0, 1e-30], 0.0)
+        assert is_clear([3.0, 3.0], 0.0)
+
+    def test_failures_do_not_count(self):
+        assert not is_clear([0.0, INF, NAN, 5.0], 1.0)
+        assert is_clear([NAN, INF], 1.0)
+
+
+def least_squares(searches, kept=0.6):
+    """-s a + h a^2 / 2 = F(a) - F(0), rows of earlier searches weighted by powers of `kept`."""
+    rows, right = [], []
+    for age, (steps, losses) in enumerate(reversed(searches)):
+        start = np.mean([x for a, x in zip(steps, losses, strict=True) if a == 0])
+        for a, x in zip(steps, losses, strict=True):
+            if a > 0:
+                weight = math.sqrt(kept**age)
+                rows.append([-a * weight, 0.5 * a * a * weight])
+                right.append((x - start) * weight)
+    return np.linalg.lstsq(np.array(rows), np.array(right), rcond=None)[0]
+
+
+class TestParabola:
+    def test_exact_without_noise(self):
+        steps = [0.0, 0.5, 1.5]
+        fit = Parabola().add(steps, [3.0 - 2.0 * a + 2.5 * a * a for a in steps])
+        assert fit.solve() == pytest.approx((2.0, 5.0), rel=1e-12)
+
+    @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+    def test_least_squares_with_forgetting(self, scale):
+        rng = np.random.default_rng(0)
+        searches, fit = [], Parabola()
+        for i in range(6):
+            steps = [0.0, 0.0, 0.0, *(scale * (1 + 0.2 * i) * np.array([0.5, 1.0, 1.5, 2.0]))]
+            losses = [(a / scale - 1.0) ** 2 + 0.3 * rng.standard_normal() for a in steps]
+            searches.append((steps, losses))
+            fit = fit.add(steps, losses)
+            assert fit.solve() == pytest.approx(least_squares(searches), rel=1e-8)
+
+    def test_failures_have_no_part(self):
+        steps = [0.0, 0.0, 0.5, 1.0, 1.5]
+        losses = [4.0, NAN, 3.5, INF, 4.5]
+        found = Parabola().add(steps, losses).solve()
+        assert found == pytest.approx(
+            least_squares([([0.0, 0.5, 1.5], [4.0, 3.5, 4.5])]), rel=1e-10
+        )
+
+    def test_search_without_its_start_changes_nothing(self):
+        fit = Parabola().add([0.0, 1.0, 2.0], [0.0, -1.0, 1.0])
+        assert fit.add([0.0, 1.0, 2.0], [NAN, 1.0, 2.0]) == fit
+        assert fit.add([0.0, 1.0], [NAN, INF]) == fit
+
+    def test_nothing_to_fit(self):
+        assert Parabola().solve() == (0.0, 0.0)
+        assert Parabola().add([0.0], [1.0]).solve() == (0.0, 0.0)
+        # one step cannot tell slope from curvature
+        assert Parabola().add([0.0, 1.0], [1.0, 0.5]).solve() == (0.0, 0.0)
+
+    def test_holds_the_longest_steps(self):
+        steps = [0.0, 0.5e40, 1e40, 3.2e41]
+        fit = Parabola().add(steps, [(a / 1e40 - 1.0) ** 2 for a in steps])
+        slope, curvature = fit.solve()
+        assert slope / curvature == pytest.approx(1e40, rel=1e-9)

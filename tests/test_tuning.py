@@ -1,0 +1,383 @@
+"""Tuning in a whole run: awkward functions, scales, shapes, dtypes, failures, interruption."""
+
+import pickle
+import time
+
+import numpy as np
+import pytest
+
+import zomopi_core as zo
+
+TARGET = np.outer(np.arange(1.0, 9.0), np.ones(6)) / 8
+X0 = np.zeros((8, 6))
+
+
+def distance(x):
+    return float(np.mean((x - TARGET) ** 2))
+
+
+START = distance(X0)
+
+
+class Counted:
+    """A function that counts its calls and remembers how far they went."""
+
+    def __init__(self, fun):
+        self.fun, self.calls, self.farthest = fun, 0, 0.0
+
+    def __call__(self, x):
+        self.calls += 1
+        self.farthest = max(self.farthest, float(np.max(np.abs(x))))
+        return self.fun(x)
+
+
+def minimize(fun, x0=X0, max_queries=3000, **options):
+    fun = Counted(fun)
+    result = zo.minimize(fun, x0, max_queries=max_queries, **options)
+    assert result.nfev == fun.calls <= max_queries
+    for x in (result.x, result.x_last):
+        assert x.dtype == x0.dtype
+        assert np.all(np.isfinite(x))
+    return result, fun
+
+
+class TestFunctions:
+    @pytest.mark.parametrize("value", [0.0, 1.0, -1e12, 1e300])
+    def test_constant(self, value):
+        result, fun = minimize(lambda x: value, X0 + 1.0, 1000)
+        assert result.fun == value
+        assert np.array_equal(result.x_last, X0 + 1.0)
+        assert fun.farthest < 1 + 5 * 3 * 1.0  # a probe's entries, with the largest smoothing
+
+    @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+    @pytest.mark.parametrize("queries", [3000, 16_000])
+    def test_unbounded_below(self, dtype, queries):
+        """Far out the probes must grow with the parameters, and no step may overflow."""
+        result, fun = minimize(lambda x: float(np.sum(x, dtype="f8")), X0.astype(dtype), queries)
+        assert result.fun < {"float16": -1e3, "float32": -1e6, "float64": -1e6}[dtype]
+        assert fun.farthest < 0.1 * np.finfo(dtype).max
+
+    def test_unbounded_below_with_noise(self):
+        rng = np.random.default_rng(0)
+        result, _ = minimize(lambda x: float(np.sum(x)) + 0.1 * rng.standard_normal(), X0, 8000)
+        assert result.fun < -1e6
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize(("radius", "left"), [(1.5, 1e-3), (1.05, 1e-3), (0.5, 0.5)])
+    def test_domain(self, value, radius, left):
+        result, _ = minimize(lambda x: distance(x) if np.max(np.abs(x)) < radius else value)
+        assert result.fun < left * START
+        assert np.max(np.abs(result.x_last)) < radius
+
+    def test_domain_left_behind(self):
+        """Only the iterate of a given step lies outside: it comes back to the best one."""
+        calls = []
+
+        def fun(x):
+            calls.append(x)
+            return distance(x) if len(calls) < 1000 or np.linalg.norm(x) < 1.0 else np.nan
+
+        result, _ = minimize(fun)
+        assert np.isfinite(result.fun)
+        assert result.success
+
+    def test_points_of_the_first_search_are_near(self):
+        """Twice four times as far as the minimum, and no more."""
+        _, fun = minimize(distance)
+        assert fun.farthest < 10 * np.max(TARGET)
+
+    @pytest.mark.parametrize(("constant", "left"), [(1e6, 1e-5), (-1e6, 1e-5), (1e12, 0.05)])
+    def test_large_constant(self, constant, left):
+        """At 1e12 float64 tells steps of 1.2e-4 apart."""
+        result, _ = minimize(lambda x: distance(x) + constant)
+        assert distance(result.x) < left * START
+
+    @pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-20, 1e20, 1e200, 1e300])
+    def test_scale_of_the_function(self, scale):
+        result, _ = minimize(lambda x: scale * distance(x))
+        assert distance(result.x) < 1e-5 * START
+
+    @pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+    def test_scale_of_a_noisy_function(self, scale):
+        rng = np.random.default_rng(0)
+        result, _ = minimize(lambda x: scale * (distance(x) + 0.01 * rng.standard_normal()))
+        assert distance(result.x) < 0.03 * START
+
+    @pytest.mark.parametrize("step", [1e-3, 0.01, 0.1])
+    def test_piecewise_constant(self, step):
+        result, _ = minimize(lambda x: float(np.floor(distance(x) / step) * step))
+        assert distance(result.x) < max(0.02 * START, 3 * step)
+
+    @pytest.mark.parametrize(("part", "left"), [(0.01, 0.02), (0.1, 0.1), (1.0, 0.5)])
+    @pytest.mark.parametrize("seed", range(3))
+    def test_noise(self, part, left, seed):
+        rng = np.random.default_rng(seed)
+        result, _ = minimize(
+            lambda x: distance(x) + part * START * rng.standard_normal(), seed=seed
+        )
+        assert distance(result.x) < left * START
+
+
+class TestScales:
+    @pytest.mark.parametrize("scale", [1e6, 1e12])
+    def test_large_parameters(self, scale):
+        x0 = scale * np.random.default_rng(0).standard_normal((8, 6))
+        result, _ = minimize(lambda x: distance(x / scale), x0)
+        assert result.fun < 1e-4 * distance(x0 / scale)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_far_away(self, dtype):
+        result, _ = minimize(lambda x: distance(x / 1e6), X0.astype(dtype))
+        assert result.fun < 1e-4 * START
+
+    def test_far_away_in_float32(self):
+        """Where a probe of the size of x0 would round away: at 1e12 the spacing is 65,536."""
+        result, _ = minimize(lambda x: distance(x / 1e12), X0.astype("float32"), 8000)
+        assert result.fun < 1e-3 * START
+
+
+class TestShapes:
+    @pytest.mark.parametrize("shape", [(), (1,), (5,), (1, 1), (1, 7), (7, 1), (2, 2), (3, 4, 2)])
+    def test_shape(self, shape):
+        target = np.arange(1.0, 1.0 + np.prod(shape, dtype=int)).reshape(shape) / 5
+        result, _ = minimize(lambda x: float(np.sum((x - target) ** 2)), np.zeros(shape), 2000)
+        assert result.x.shape == shape
+        assert result.fun < 1e-3 * np.sum(target**2)
+
+    def test_dict_of_a_vector(self):
+        target = np.arange(1.0, 6.0)
+        result = zo.minimize(
+            lambda p: float(np.sum((p["b"] - target) ** 2)), {"b": np.zeros(5)}, max_queries=2000
+        )
+        assert result.fun < 1e-3 * np.sum(target**2)
+
+    def test_dict_of_both(self):
+        target = np.arange(1.0, 6.0) / 5
+        result = zo.minimize(
+            lambda p: float(np.sum((p["b"] - target) ** 2)) + distance(p["W"]),
+            {"b": np.zeros(5), "W": X0},
+            max_queries=4000,
+        )
+        assert result.fun < 0.02 * (np.sum(target**2) + START)
+
+
+class TestLibraries:
+    @pytest.mark.parametrize(
+        ("dtype", "left"),
+        [("float64", 1e-5), ("float32", 1e-5), ("float16", 1e-3), ("bfloat16", 1e-2)],
+    )
+    def test_torch(self, dtype, left):
+        torch = pytest.importorskip("torch", reason="torch is not installed")
+        target = torch.tensor(TARGET)
+        x0 = torch.zeros((8, 6), dtype=getattr(torch, dtype))
+        result = zo.minimize(
+            lambda x: torch.mean((x.double() - target) ** 2), x0, max_queries=3000
+        )
+        assert result.x.dtype == x0.dtype
+        assert result.fun < left * START
+
+    def test_float16_of_numpy(self):
+        result, _ = minimize(lambda x: distance(x.astype("f8")), X0.astype("f2"))
+        assert result.fun < 1e-3 * START
+
+    def test_jax(self, make_backend):
+        backend = make_backend("jax")
+        x0 = backend.array(X0, "float32")
+        result = zo.minimize(lambda x: distance(np.asarray(x)), x0, max_queries=800)
+        assert result.x.dtype == x0.dtype
+        assert result.fun < 0.1 * START
+
+
+class TestOptions:
+    def test_bounds(self):
+        result, _ = minimize(distance, bounds=(0.0, 0.5))
+        assert np.max(result.x) <= 0.5
+        best = float(np.mean((np.minimum(TARGET, 0.5) - TARGET) ** 2))
+        assert result.fun < best + 0.05 * (START - best)
+
+    @pytest.mark.parametrize("width", [0.0, 1e-9])
+    def test_bounds_that_leave_no_room(self, width):
+        result, _ = minimize(distance, bounds=(0.0, width), max_queries=1000)
+        assert np.all((result.x >= 0.0) & (result.x <= width))
+
+    def test_projection(self):
+        result, _ = minimize(distance, project=lambda x: x / max(1.0, np.linalg.norm(x)))
+        assert np.linalg.norm(result.x) <= 1 + 1e-12
+        best = (np.linalg.norm(TARGET) - 1) ** 2 / 48
+        assert result.fun < best + 0.05 * (START - best)
+
+    def test_vectorized_gives_the_same_run(self):
+        sizes = set()
+
+        def stack(xs):
+            sizes.add(len(xs))
+            return [distance(x) for x in xs]
+
+        together = zo.minimize(stack, X0, max_queries=1000, vectorized=True)
+        one_by_one, _ = minimize(distance, max_queries=1000)
+        assert np.array_equal(together.x, one_by_one.x)
+        assert np.array_equal(together.x_last, one_by_one.x_last)
+        assert sizes == {1, 8, 8 + 3, 8 + 4, 8 + 7}  # coarse, fine, and the points for the noise
+
+    @pytest.mark.parametrize("steps", [1, 16, 17, 60])
+    def test_max_steps(self, steps):
+        fun = Counted(distance)
+        result = zo.minimize(fun, X0, max_steps=steps)
+        assert (result.nit, result.status) == (steps, "max_steps")
+        assert result.nfev == fun.calls
+        assert result.fun <= START
+
+    def test_max_time(self):
+        began = time.perf_counter()
+        result = zo.minimize(distance, X0, max_time=0.2)
+        assert result.status == "max_time"
+        assert time.perf_counter() - began < 2
+
+    def test_target(self):
+        result, _ = minimize(distance, target=1e-3)
+        assert result.status == "target"
+        assert result.fun <= 1e-3
+
+    @pytest.mark.parametrize("queries", range(8 * 16, 8 * 41, 7))
+    def test_small_budgets(self, queries):
+        result, _ = minimize(distance, max_queries=queries)
+        assert result.fun == distance(result.x) < START
+        assert queries - 8 < result.nfev
+
+    def test_given_learning_rate_is_kept(self):
+        result, _ = minimize(distance, learning_rate=0.01, max_queries=1000)
+        assert set(result.history["learning_rate"]) == {0.01}
+        assert result.fun < START
+
+    def test_given_smoothing_and_spectral_rank(self):
+        result, _ = minimize(distance, smoothing=1e-3, spectral_rank=3)
+        assert result.fun < 1e-5 * START
+        optimizer = zo.Optimizer(
+            X0, method=zo.zo_mopi(learning_rate="auto", smoothing=1e-3, spectral_rank=3)
+        )
+        for _ in range(20):
+            assert optimizer.smoothing == 1e-3
+            optimizer.tell([distance(x) for x in optimizer.ask()])
+        assert optimizer.state.leaves[0].right.shape == (6, 3)
+
+    @pytest.mark.parametrize(
+        "name", [m for m in zo.methods() if getattr(zo, m)().estimator is not None]
+    )
+    def test_every_method_by_its_name(self, name):
+        keys = set()
+
+        def fun(x, key):
+            keys.add(key)
+            return distance(x)
+
+        result = zo.minimize(fun, X0, method=name, max_queries=4000)
+        assert result.fun < 0.1 * START
+        assert (None in keys) == (name == "mezo_svrg")
+
+    def test_spectral_rank_of_a_method_that_does_not_tune_it(self):
+        result, _ = minimize(distance, method="zo-mopi-released", spectral_rank=2, max_queries=800)
+        assert result.fun < START
+
+
+class TestFailures:
+    @pytest.mark.parametrize(("part", "left"), [(0.1, 1e-3), (0.3, 0.01), (0.5, 0.02)])
+    @pytest.mark.parametrize("seed", range(4))
+    def test_failures_by_chance(self, part, left, seed):
+        rng = np.random.default_rng(seed)
+
+        def fun(x):
+            if rng.random() < part:
+                raise ValueError("no luck")
+            return distance(x)
+
+        result, _ = minimize(fun, on_failure="skip", seed=seed)
+        assert result.fun < left * START
+
+    def test_nothing_but_failures(self):
+        result, _ = minimize(lambda x: np.nan, max_queries=500)
+        assert not result.success
+        assert np.array_equal(result.x, X0)
+
+    def test_exception_carries_what_was_reached(self):
+        def fun(x):
+            if np.max(np.abs(x)) > 1.5:
+                raise RuntimeError("too far")
+            return distance(x)
+
+        with pytest.raises(RuntimeError, match="too far") as raised:
+            minimize(fun)
+        assert raised.value.result.fun <= START
+
+
+def searching(**options):
+    return zo.Optimizer(X0, method=zo.zo_mopi(learning_rate="auto", **options), seed=3)
+
+
+def noisy(x, t):
+    """With noise that belongs to the step, so that a step can be made again."""
+    return distance(x) + 0.01 * np.random.default_rng(t).standard_normal()
+
+
+class TestResumption:
+    @pytest.mark.parametrize("pending", [False, True])
+    def test_pickled_in_the_middle(self, pending):
+        """At every step of the first forty, which hold all kinds of plans."""
+        optimizer, lengths, twins = searching(), set(), []
+
+        def step(o):
+            t = o.nit
+            o.tell([noisy(x, 100 * t + i) for i, x in enumerate(o.ask())])
+
+        for _ in range(40):
+            if pending:
+                lengths.add(len(optimizer.ask()))
+            twins.append(pickle.dumps(optimizer))
+            step(optimizer)
+        assert not pending or {8, 15} < lengths
+        for twin in map(pickle.loads, twins):
+            while twin.nit < 40:
+                step(twin)
+            assert np.array_equal(twin.x, optimizer.x)
+            assert twin.learning_rate == optimizer.learning_rate > 0
+            assert twin.smoothing == optimizer.smoothing
+
+    def test_interrupted_at_every_evaluation(self):
+        def go(stop_at):
+            optimizer, calls = searching(), 0
+
+            def fun(x):
+                nonlocal calls
+                calls += 1
+                if calls == stop_at:
+                    raise KeyboardInterrupt
+                return distance(x)
+
+            while optimizer.nit < 12:
+                try:
+                    optimizer.tell([fun(x) for x in optimizer.ask()])
+                except KeyboardInterrupt:
+                    continue
+            return optimizer.x, calls
+
+        expected, calls = go(0)
+        assert not np.array_equal(expected, X0)
+        assert calls >= 110
+        for stop_at in range(1, calls + 1):
+            x, more = go(stop_at)
+            assert np.array_equal(x, expected)
+            assert more > calls
+
+    def test_interrupted_run_returns_what_was_reached(self):
+        for stop_at in range(1, 121):
+            fun = Counted(distance)
+
+            def interrupted(x, fun=fun, stop_at=stop_at):
+                if fun.calls + 1 == stop_at:
+                    raise KeyboardInterrupt
+                return fun(x)
+
+            result = zo.minimize(interrupted, X0, max_queries=3000)
+            assert result.status == "interrupted"
+            assert result.nfev == stop_at
+            assert result.fun == (np.inf if stop_at == 1 else distance(result.x))
+            assert result.fun <= START or stop_at == 1
