@@ -94,11 +94,13 @@ def minimize(
         Key of all random numbers.
     vectorized : bool
         Whether `fun` takes a stack of candidates (q, m, n), or a dict of stacks, and returns q
-        losses. q is the number of a step's evaluations, and 1 for those beside the steps.
+        losses. q is the number of a step's evaluations, at a line search with those along the
+        line, and 1 for those beside the steps.
     bounds : (low, high), optional
         Applied to the iterate after each step: numbers, arrays, or dicts of them, None leaves a
-        side open. The points at which `fun` is evaluated may lie outside by a probe; the result
-        does not: a step under `bounds` or `project` also evaluates `fun` at the iterate.
+        side open. The points at which `fun` is evaluated may lie outside by a probe, at a line
+        search by several steps; the result does not: a step under `bounds` or `project` also
+        evaluates `fun` at the iterate.
     project : callable, optional
         Applied to the iterate after each step, after `bounds`.
     on_failure : {"skip", "raise"} or dict, optional

@@ -31,7 +31,7 @@ class Momentum(Protocol):
 
     @property
     def memory(self) -> float:
-        """Number of steps over which M averages: 1 where it is the estimate itself."""
+        """Number of steps over which M averages, 1 where it is the estimate itself."""
         return 1.0
 
     def init(self, zeros: Array) -> Any:

@@ -83,7 +83,8 @@ class Optimizer:
         kind of device to the bit.
     bounds : (low, high), optional
         Applied to the iterate after each step: numbers, arrays, or dicts of them; None leaves a
-        side open. The points of `ask` may lie outside by a probe.
+        side open. The points of `ask` may lie outside by a probe, at a line search by several
+        steps.
     project : callable, optional
         Applied to the iterate after each step (after `bounds`): takes the parameters and returns
         feasible ones.
@@ -223,7 +224,8 @@ class Optimizer:
         sequence of arrays or dicts of arrays
             Made one at a time, when they are asked for. The order is that of
             ``method.estimator.evaluations``: ``[baseline where there is one], +1, -1, +2, ...``
-            or ``+1, +2, ...``. Until `tell`, another call returns the same points.
+            or ``+1, +2, ...``, and behind these the points of the tuning where it has any. Until
+            `tell`, another call returns the same points.
 
             Where the loss is a mean over data, all points of a step want the same batch; its
             attribute `full_batch` is True where they want all data (`mezo_svrg`).
