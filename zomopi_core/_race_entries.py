@@ -179,7 +179,7 @@ def _solver(name: str, texts: dict[str, str]) -> NamedSolver:
         if option not in known:
             raise errors.unknown_name(f"an option of {name}", option, [*known, "schedule"])
     options = {option: _value(text) for option, text in texts.items()}
-    if schedule != "constant" and not set(_RATES) & set(options):
+    if schedule != "constant" and "auto" in {options.get(r, "auto") for r in _RATES[:1]}:
         raise errors.schedule_without_rate(name, schedule)
     for rate in set(_RATES) & set(options):  # a wrong number is better refused here
         if options[rate] != "auto":

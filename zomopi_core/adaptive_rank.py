@@ -57,7 +57,8 @@ class AdaptiveRank(PowerIteration):
     """
 
     def _ranks(self, kept: int) -> tuple[int, ...]:
-        return tuple(2**i for i in range(kept.bit_length()))
+        powers = [2**i for i in range(kept.bit_length())]
+        return tuple(dict.fromkeys([*powers, kept]))
 
     def init(self, momentum: Array, normal: Normal) -> Any:
         """Return a Gaussian Q-factor V and slopes of zero; M itself is in use."""

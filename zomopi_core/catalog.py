@@ -416,6 +416,8 @@ def automatic(name: str, options: Mapping[str, Any]) -> Method:
     make = maker(name)
     known = inspect.signature(make).parameters
     tuned = [name for name in _TUNED if name in known] if "smoothing" in known else []
+    if make is mezo_svrg:
+        tuned = []  # a line along one batch says nothing of what its differences make of all data
     if "spectral_rank" in tuned and known["spectral_rank"].default is not None:
         tuned.remove("spectral_rank")  # a paper's number, not a choice that was left open
     return make(**dict.fromkeys(tuned, "auto") | dict(options))

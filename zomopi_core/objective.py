@@ -48,11 +48,12 @@ class Candidates(Sequence[Any]):
         along_probe: tuple[float, ...] = (),
         along_step: tuple[float, ...] = (),
         step: tuple[Change, ...] = (),
+        project: Callable[[Any], Any] | None = None,
     ) -> None:
         self._params = params
         self._single = not is_dict(params)
         self._arrays = leaves_of(params)
-        self._probes, self._step = probes, step
+        self._probes, self._step, self._project = probes, step, project
         self._displace = _arrays.compiled(_displace, self._arrays[0])
         self._shift = _arrays.compiled(_shift, self._arrays[0])
         self._evaluations, self._mirrored = estimator.evaluations, estimator.mirrored
@@ -81,7 +82,8 @@ class Candidates(Sequence[Any]):
         if probe is None:
             arrays = [_arrays.copy(x) for x in base]
         elif probe == _STEP:
-            arrays = self._shift(base, self._step, scale)
+            point = self._point(self._shift(base, self._step, scale))
+            return point if self._project is None else self._project(point)
         else:
             arrays = self._displace(base, self._probes, probe, scale)
         return self._point(arrays)

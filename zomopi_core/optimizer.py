@@ -246,9 +246,14 @@ class Optimizer:
                 scales = tuple(s * estimator.width for s in plan.scales)
                 points = Candidates(estimator, params, probes, snapshot, along_probe=scales)
             elif plan.kind == "line":
-                step = self._point.direction
                 points = Candidates(
-                    estimator, params, probes, snapshot, along_step=plan.scales, step=step
+                    estimator,
+                    params,
+                    probes,
+                    snapshot,
+                    along_step=plan.scales,
+                    step=self._point.direction,
+                    project=self._project,
                 )
             else:
                 points = Candidates(estimator, params, probes, snapshot)

@@ -16,8 +16,9 @@ moves, and the estimates at the start are averaged.
 over which the gradient turns; mu is that, or more where the noise asks for it, and never less
 than the floating-point format of the parameters can represent.
 
-**Retreat.** If F has risen at the iterate by as much as it had fallen before, or is not finite,
-the iterate goes back to the best one at which it was measured, and the rate falls.
+**Retreat.** If F has risen at the iterate by half of what it had fallen before, by several times
+its usual change, and no point of the line search makes up for it, or if it fails there time after
+time, the iterate goes back to the best one at which it was measured, and the rate falls.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .line_search import Parabola, is_clear, line_minimum
 from .method import Method, leaves_of
 from .momentum import ExponentialAverage
 from .noise import noise_level
-from .update import typical_size
+from .update import root_mean_square, typical_size
 
 # Points of the first line, and their distance over the smoothing: near enough for F to be a
 # polynomial between them, far enough for float32 parameters to tell them apart.
@@ -44,12 +45,16 @@ _MOST_TRIES = 3
 # the size of the parameters.
 _START = 1e-3
 _LEAST = 16.0
+_TINY = 1e-18  # the least of all, where the parameters are zero
 _MOST = 3.0
 # Differences of a step over their noise that are aimed at (1/9 of variance is then noise), and
-# above which they are good enough; how much mu grows at a time, and how often at most.
+# that are waited for at the start; how much mu grows at a time, and how often at most.
 _ABOVE_NOISE = 3.0
 _GOOD_ENOUGH = 2.0
 _GROWTH = 4.0
+# Mean rise over the differences of a step above which mu is too large, and how much it falls.
+_CURVED = 2.0
+_CURVED_STEP = 8.0
 # Noise of a function with steps, in steps: between two points it crosses many, up and down.
 _STEPS = 6.0
 _MOST_RAISES = 12
@@ -70,6 +75,8 @@ _FINE = (0.5, 1.0, 2.0)
 _NOISY = (0.0, 0.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 _VISIBLE = 8.0
 _FAR = 16.0
+# A rise of F by this many usual changes is no accident.
+_JUMP = 4.0
 # Failures at the iterate, one step after the other, that say it has left the domain of F.
 _LOST = 4
 # At least so many evaluations lie between two searches; a search takes three to five.
@@ -161,7 +168,11 @@ class Tuning:
     failures: int = 0  # of F at the iterate in a row, with most probes
     first: float = math.nan  # F at the start
     lowest: float = math.inf  # F at the best iterate measured
+    last: float = math.nan  # F at the last search
+    usual: float = 0.0  # change of it from search to search
     parabola: Parabola = field(default_factory=Parabola)  # of the noisy searches
+
+    begun: float = 0.0  # the first smoothing
 
     @property
     def plan(self) -> Plan:
@@ -211,6 +222,8 @@ class Tuning:
 
     def postponed(self) -> Tuning:
         """Return the tuning with the next line search a step later."""
+        if not self.measured:
+            return self.without_noise()
         return replace(self, next_search=self.steps + 1)
 
     def passed(self) -> Tuning:
@@ -297,6 +310,12 @@ class Tuning:
             enough = False
         else:
             enough = spread >= _GOOD_ENOUGH * self.noise_gain * max(new.noise, new.grain)
+        excess = sum(finite) / len(finite) - self.first if finite else 0.0
+        if enough and self.raises == 0 and excess > _CURVED * spread > 10.0 * new.noise:
+            # Curvature, and not slope, makes the differences: parameters of a smaller scale.
+            smoothing = max(self.smoothing / _CURVED_STEP, self.least_smoothing)
+            if smoothing < self.smoothing:
+                return replace(new, smoothing=smoothing, begun=smoothing)
         if enough or self.raises == _MOST_RAISES or self.smoothing >= self.most_smoothing:
             return replace(new, settled=True)
         if slope < 0.5 * self.steepest and spread > _GOOD_ENOUGH * self.noise_gain * new.noise:
@@ -307,7 +326,8 @@ class Tuning:
         steepest = max(slope, self.steepest)
         if self.random:
             # What was seen is noise for the most part; seven values may have shown too little.
-            new = replace(new, noise=max(new.noise, spread / self.noise_gain))
+            seen = spread / self.noise_gain
+            new = replace(new, noise=max(new.noise, math.sqrt(new.noise * seen)))
         return replace(new, smoothing=smoothing, steepest=steepest, raises=self.raises + 1)
 
     def _searched(
@@ -324,7 +344,7 @@ class Tuning:
                 return replace(self._retreated(), failures=0), True, False
             return replace(self, failures=failures, next_search=self.steps + 1), False, False
         value = sum(finite) / len(finite)
-        new = replace(self, failures=0)
+        new = replace(self, failures=0)._seen(value)
         if len(finite) > 1:
             # hypot, as squares of losses may overflow
             gap = math.sqrt(0.05) * (finite[0] - finite[1])
@@ -338,7 +358,10 @@ class Tuning:
         margin = 6.0 * self.noise
         fallen = max(self.first - self.lowest, 0.0) if math.isfinite(self.first) else 0.0
         least = min(filter(math.isfinite, losses), default=math.inf)
-        if not value - max(0.5 * fallen, value - least) <= self.lowest + margin:
+        if (
+            not value - max(0.5 * fallen, value - least, _JUMP * self.usual)
+            <= self.lowest + margin
+        ):
             return new._retreated(), True, False
         if len(set(scales)) < 3:
             return replace(new, next_search=self.steps + 1), False, False
@@ -353,6 +376,15 @@ class Tuning:
             lowest=min(value, self.lowest),
         )
         return new, False, value <= self.lowest + margin
+
+    def _seen(self, value: float) -> Tuning:
+        """Return the tuning with the usual change of F at the iterate from search to search.
+
+        It holds what batches of data, drawn anew at each step, do to F.
+        """
+        change = abs(value - self.last) if math.isfinite(self.last) else 0.0
+        usual = max(change, self.usual) if not self.found else 0.5 * (change + self.usual)
+        return replace(self, last=value, usual=usual)
 
     def _retreated(self) -> Tuning:
         return replace(
@@ -441,6 +473,9 @@ class Tuning:
             wanted = _PART_OF_WAY * self.alpha * geometry.direction / geometry.probe
         elif self.tunes_rate:
             return self
+        else:
+            # From a smaller step the noise itself would look like a slope.
+            wanted = self.begun
         if slope > 0:
             noise = self.noise_gain * max(self.noise, self.grain)
             wanted = max(wanted, _ABOVE_NOISE * noise / slope)
@@ -488,13 +523,15 @@ def start_tuning(method: Method, params: Any) -> Tuning | None:
     if not tunes_rate and not estimator.tuned:
         return None
     smallest, least, most = _sizes(method, params)
+    start = max(_START * smallest, least) if estimator.tuned else estimator.width
     return Tuning(
         tunes_rate=tunes_rate,
         tunes_smoothing=estimator.tuned,
         memory=max(rule.momentum.memory for rule, _ in rules),
         evaluations=len(estimator.evaluations),
         noise_gain=estimator.noise_gain,
-        smoothing=max(_START * smallest, least) if estimator.tuned else estimator.width,
+        smoothing=start,
+        begun=start,
         least_smoothing=least,
         most_smoothing=most,
         longest=min(_FITTED, *(_LONGEST * _arrays.largest_number(x) for _, x in rules)),
@@ -507,7 +544,8 @@ def _sizes(method: Method, params: Any) -> tuple[float, float, float]:
         (float(typical_size(x, method.rule(x.ndim).subspace.columns(x.shape))), x)
         for x in leaves_of(params)
     ]
-    least = max(_LEAST * _arrays.epsilon(x) * size for size, x in sizes)
+    least = max(_LEAST * _arrays.epsilon(x) * float(root_mean_square(x)) for _, x in sizes)
+    least = max(least, _TINY * min(size for size, _ in sizes))
     return min(size for size, _ in sizes), least, _MOST * max(size for size, _ in sizes)
 
 

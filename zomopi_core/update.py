@@ -188,12 +188,16 @@ def typical_size(x: Array, columns: int) -> Array:
     The second term is the size at which a row times a vector of unit entries is about 1: it is
     what a parameter that starts at zero is measured by.
     """
+    return _maximum(root_mean_square(x), 1.0 / math.sqrt(columns))
+
+
+def root_mean_square(x: Array) -> Array:
+    """Return the root mean square of the entries as a 0-d array in the working dtype of `x`."""
     xp = _arrays.namespace(x)
     x = xp.astype(x, _arrays.working_dtype(x))
     largest = xp.max(xp.abs(x))
     scaled = x / xp.where(largest > 0, largest, 1.0)
-    rms = largest * xp.sqrt(xp.mean(scaled * scaled))
-    return _maximum(rms, 1.0 / math.sqrt(columns))
+    return largest * xp.sqrt(xp.mean(scaled * scaled))
 
 
 @dataclass(frozen=True)
