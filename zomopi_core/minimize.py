@@ -98,9 +98,9 @@ def minimize(
         line, and 1 for those beside the steps.
     bounds : (low, high), optional
         Applied to the iterate after each step: numbers, arrays, or dicts of them, None leaves a
-        side open. The points at which `fun` is evaluated may lie outside by a probe, at a line
-        search by several steps; the result does not: a step under `bounds` or `project` also
-        evaluates `fun` at the iterate.
+        side open. The points at which `fun` is evaluated may lie outside by a probe;
+        the result does not: a step under `bounds` or `project` also evaluates `fun` at the
+        iterate.
     project : callable, optional
         Applied to the iterate after each step, after `bounds`.
     on_failure : {"skip", "raise"} or dict, optional

@@ -83,8 +83,7 @@ class Optimizer:
         kind of device to the bit.
     bounds : (low, high), optional
         Applied to the iterate after each step: numbers, arrays, or dicts of them; None leaves a
-        side open. The points of `ask` may lie outside by a probe, at a line search by several
-        steps.
+        side open. The points of `ask` may lie outside by a probe.
     project : callable, optional
         Applied to the iterate after each step (after `bounds`): takes the parameters and returns
         feasible ones.
