@@ -165,9 +165,13 @@ class TestCompilation:
                 seed=seed,
             )
 
-        assert count_compilations(jax, caplog, lambda: go(0, 100)) > 0
-        assert count_compilations(jax, caplog, lambda: go(1, 100)) == 0
-        assert count_compilations(jax, caplog, lambda: go(0, 200)) == 0
+        assert count_compilations(jax, caplog, lambda: go(0, 50)) > 0
+        assert count_compilations(jax, caplog, lambda: go(1, 50)) == 0
+        assert count_compilations(jax, caplog, lambda: go(0, 100)) == 0
+        # long enough to be tuned
+        assert count_compilations(jax, caplog, lambda: go(0, 400)) > 0
+        assert count_compilations(jax, caplog, lambda: go(1, 400)) == 0
+        assert count_compilations(jax, caplog, lambda: go(0, 500)) == 0
 
     def test_schedule_may_be_any_function(self, jax):
         """The driver asks it on the host; nothing of it is traced."""

@@ -50,7 +50,7 @@ _MOST = 3.0
 # Differences of a step over their noise that are aimed at (1/9 of variance is then noise), and
 # that are waited for at the start; how much mu grows at a time, and how often at most.
 _ABOVE_NOISE = 3.0
-_GOOD_ENOUGH = 2.0
+_GOOD_ENOUGH = 3.0
 _GROWTH = 4.0
 # Mean rise over the differences of a step above which mu is too large, and how much it falls.
 _CURVED = 2.0
@@ -327,7 +327,7 @@ class Tuning:
         if self.random:
             # What was seen is noise for the most part; seven values may have shown too little.
             seen = spread / self.noise_gain
-            new = replace(new, noise=max(new.noise, math.sqrt(new.noise * seen)))
+            new = replace(new, noise=max(new.noise, math.sqrt(new.noise) * math.sqrt(seen)))
         return replace(new, smoothing=smoothing, steepest=steepest, raises=self.raises + 1)
 
     def _searched(
