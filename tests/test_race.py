@@ -284,6 +284,11 @@ class TestBadInput:
             ({"methods": "zo_muon:rank=0"}, ValueError, "rank must be an integer"),
             ({"methods": "zo_muon:learning_rate=big"}, ValueError, "must be a positive number"),
             ({"methods": "zo_muon:schedule=linear"}, ValueError, "needs a learning rate"),
+            (
+                {"methods": "zo_mopi:learning_rate=auto:schedule=linear"},
+                ValueError,
+                "needs a learning rate",
+            ),
             ({"methods": "zo_muon:learning_rate=1:schedule=steep"}, ValueError, "'cosine'"),
             ({"methods": "cma:popsize=3"}, ValueError, "cma takes no options"),
             ({"problems": []}, ValueError, "problems names nothing"),

@@ -125,6 +125,13 @@ class TestScales:
         result, _ = minimize(lambda x: distance(x / scale), x0)
         assert result.fun < 1e-4 * distance(x0 / scale)
 
+    @pytest.mark.parametrize("start", [0.0, 1.0])
+    @pytest.mark.parametrize("scale", [1e-6, 1e-3])
+    def test_small_parameters(self, scale, start):
+        x0 = np.full((8, 6), start * scale)
+        result, _ = minimize(lambda x: distance(x / scale), x0)
+        assert result.fun < 1e-4 * distance(x0 / scale)
+
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_far_away(self, dtype):
         result, _ = minimize(lambda x: distance(x / 1e6), X0.astype(dtype))
@@ -189,6 +196,19 @@ class TestLibraries:
 
 
 class TestOptions:
+    def test_points_of_a_search_keep_the_bounds(self):
+        optimizer = zo.Optimizer(
+            X0, method=zo.zo_mopi(learning_rate="auto"), bounds=(0.0, 0.5), seed=0
+        )
+        searched = 0
+        for _ in range(60):
+            points = optimizer.ask()
+            line = list(points)[optimizer.probe_queries :] if optimizer.nit else []
+            searched += len(line)
+            assert all(np.min(x) >= 0.0 and np.max(x) <= 0.5 for x in line)
+            optimizer.tell([distance(x) for x in points])
+        assert searched > 10
+
     def test_bounds(self):
         result, _ = minimize(distance, bounds=(0.0, 0.5))
         assert np.max(result.x) <= 0.5
@@ -382,3 +402,49 @@ class TestResumption:
             assert result.nfev == stop_at
             assert result.fun == (np.inf if stop_at == 1 else distance(result.x))
             assert result.fun <= START or stop_at == 1
+
+
+class TestBatches:
+    @pytest.mark.parametrize("name", ["zo-mopi", "zo-muon", "mezo"])
+    @pytest.mark.parametrize("seed", range(3))
+    def test_rate_outlives_changing_keys(self, name, seed):
+        """F at one point differs between keys by more than a search lowers it."""
+        data = np.random.default_rng(0).standard_normal((64, 8, 6)) + TARGET
+
+        def fun(x, key):
+            batch = np.random.default_rng(key).choice(data, 4)
+            return 0.5 * float(np.mean(np.sum((x - batch) ** 2, axis=(1, 2))))
+
+        result = zo.minimize(fun, X0, method=name, max_queries=6000, seed=seed)
+        mean = np.mean(data, axis=0)
+        assert np.sum((result.x_last - mean) ** 2) < 0.25 * np.sum(mean**2)
+        assert result.history["learning_rate"][-1] > 1e-6
+
+
+class TestMemory:
+    @pytest.mark.parametrize(
+        ("shape", "evaluations"),
+        [((4, 4), 32), ((40, 60), 100), ((200, 100), 64 * 100 / 24), ((64, 1000), 320)],
+    )
+    def test_follows_the_number_of_coordinates(self, shape, evaluations):
+        optimizer = zo.Optimizer(np.zeros(shape), method=zo.zo_mopi(learning_rate="auto"))
+        memory = optimizer.method.matrices.momentum.memory
+        assert np.isclose(8 * memory, evaluations)
+
+    def test_given_momentum_stays(self):
+        method = zo.zo_mopi(learning_rate="auto", momentum=0.7)
+        assert zo.Optimizer(X0, method=method).method.matrices.momentum.beta == 0.7
+
+
+class TestGivenRate:
+    @pytest.mark.parametrize("constant", [0.0, 1e6])
+    def test_smoothing_does_not_collapse(self, constant):
+        rate = zo.linear_decay(0.1, 400)
+        for seed in range(3):
+            method = zo.zo_mopi(learning_rate=rate, smoothing="auto")
+            optimizer = zo.Optimizer(X0, method=method, seed=seed)
+            first = optimizer.smoothing
+            for _ in range(400):
+                optimizer.tell([distance(x) + constant for x in optimizer.ask()])
+            assert optimizer.smoothing >= 0.99 * first
+            assert distance(optimizer.x) < 0.05 * START

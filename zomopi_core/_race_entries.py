@@ -179,7 +179,8 @@ def _solver(name: str, texts: dict[str, str]) -> NamedSolver:
         if option not in known:
             raise errors.unknown_name(f"an option of {name}", option, [*known, "schedule"])
     options = {option: _value(text) for option, text in texts.items()}
-    if schedule != "constant" and "auto" in {options.get(r, "auto") for r in _RATES[:1]}:
+    rates = [options[rate] for rate in _RATES if rate in options]
+    if schedule != "constant" and (not rates or "auto" in rates):
         raise errors.schedule_without_rate(name, schedule)
     for rate in set(_RATES) & set(options):  # a wrong number is better refused here
         if options[rate] != "auto":

@@ -71,7 +71,7 @@ def run(
         result = minimize(
             task.fun,
             task.x0,
-            method=chosen,
+            method=method,  # by its name, which minimize tunes
             max_queries=max_queries,
             seed=seed,
             # a GPU computes all candidates of a step at once; on a CPU small arrays stay in cache

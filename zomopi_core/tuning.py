@@ -79,7 +79,7 @@ _FAR = 16.0
 _JUMP = 4.0
 # Failures at the iterate, one step after the other, that say it has left the domain of F.
 _LOST = 4
-# At least so many evaluations lie between two searches; a search takes three to five.
+# At least so many evaluations lie between two searches; a search takes three to seven.
 _BETWEEN = 80
 
 
@@ -171,7 +171,6 @@ class Tuning:
     last: float = math.nan  # F at the last search
     usual: float = 0.0  # change of it from search to search
     parabola: Parabola = field(default_factory=Parabola)  # of the noisy searches
-
     begun: float = 0.0  # the first smoothing
 
     @property
@@ -253,7 +252,7 @@ class Tuning:
         plan, new = self.plan, self
         retreat = best = False
         if plan.kind == "noise":
-            new = new._with_noise(losses, extra)
+            new = new._with_noise(extra)
         slope = _root_mean_square(coefficients)
         if not new.measured:
             return new, Verdict(False, False, False)
@@ -284,7 +283,7 @@ class Tuning:
             return self
         return replace(self, alpha=part, rate=min(self.rate, part))
 
-    def _with_noise(self, losses: Sequence[float], extra: Sequence[float]) -> Tuning:
+    def _with_noise(self, extra: Sequence[float]) -> Tuning:
         noise = noise_level(extra) or 0.0
         tries = self.tries + 1
         return replace(
@@ -394,12 +393,13 @@ class Tuning:
     def _minimum(self, scales: Sequence[float], losses: Sequence[float]) -> tuple[Tuning, float]:
         """Return the tuning after a later search, and the minimiser."""
         if is_clear(losses, self.noise):
-            return replace(self, parabola=Parabola().add(scales, losses)), line_minimum(
-                scales, losses
-            )
-        new = replace(self, parabola=self.parabola.add(scales, losses))
-        slope, curvature = new.parabola.solve()
-        minimum = slope / curvature if curvature > 0 else math.inf if slope > 0 else 0.0
+            new = replace(self, parabola=Parabola().add(scales, losses))
+            minimum = line_minimum(scales, losses)
+        else:
+            new = replace(self, parabola=self.parabola.add(scales, losses))
+            slope, curvature = new.parabola.solve()
+            minimum = slope / curvature if curvature > 0 else math.inf if slope > 0 else 0.0
+        # As far down as up: what single searches get wrong has no drift.
         return new, min(max(minimum, self.alpha / 4.0), 4.0 * self.alpha)
 
     @property
