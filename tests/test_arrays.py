@@ -1,0 +1,181 @@
+"""The low-rank update: one function, a fused call in each library."""
+
+import sys
+import tracemalloc
+import types
+
+import numpy as np
+import pytest
+
+from zomopi_core import _arrays
+
+SHAPES = {
+    "square": ((7, 7), (7, 3), (3, 7)),
+    "one row": ((1, 9), (1, 1), (1, 9)),
+    "one column": ((9, 1), (9, 1), (1, 1)),
+    "rank of m": ((3, 8), (3, 3), (3, 8)),
+    "more axes": ((6, 2, 4), (6, 2), (2, 8)),
+    "stacked": ((3, 5, 4), (3, 5, 2), (3, 2, 4)),
+    "full": ((5, 4), None, (5, 4)),
+    "vector": ((6,), None, (6,)),
+    "number": ((), None, ()),
+}
+
+
+@pytest.fixture(params=["as it is", "blocks", "blocks without SciPy"])
+def how(request, monkeypatch):
+    """Small arrays as large ones are treated: in blocks of rows, with BLAS and without."""
+    if request.param != "as it is":
+        monkeypatch.setattr(_arrays, "_SHARED_PRODUCT", 0)
+        monkeypatch.setattr(_arrays, "_BLOCK", 16)
+    if request.param == "blocks without SciPy":
+        monkeypatch.setattr(_arrays.importlib.util, "find_spec", lambda name: None)
+    _arrays._blas_product.cache_clear()
+    yield request.param
+    _arrays._blas_product.cache_clear()
+
+
+def data(name, seed=0):
+    shape, left, right = SHAPES[name]
+    rng = np.random.default_rng(seed)
+    draw = [None if s is None else rng.standard_normal(s) for s in (shape, left, right)]
+    x, a, c = draw
+    change = (c if a is None else a @ c).reshape(shape)
+    return x, a, c, change
+
+
+def narrow(backend, x, dtype):
+    """Return `x` in 16 bits, which NumPy knows one of."""
+    if dtype == "bfloat16":
+        return backend.xp.astype(backend.array(x, "float32"), backend.xp.bfloat16)
+    return backend.array(x, dtype)
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+@pytest.mark.parametrize("decay", [None, 0.25])
+@pytest.mark.parametrize("place", ["new", "other", "same"])
+class TestLowRankUpdate:
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_formula(self, backend, how, name, decay, place, dtype):
+        x, a, c, change = data(name)
+        scale = backend.array(-0.5, dtype) if decay else -0.5
+        expected = (1 - (decay or 0)) * x - 0.5 * change
+        given = backend.array(x, dtype)
+        out = {"new": None, "other": _arrays.empty_like(given), "same": given}[place]
+        if place == "same" and _arrays.empty_like(given) is None:
+            pytest.skip("arrays of this library are not written to")
+        if place == "same" and backend.read_only:
+            pytest.skip("the array cannot be written to")
+        factors = (None if a is None else backend.array(a, dtype)), backend.array(c, dtype)
+        found = _arrays.low_rank_update(given, *factors, scale, decay, out=out)
+        assert out is None or found is out
+        assert found.dtype == given.dtype
+        error = 1e-14 if dtype == "float64" else 2e-6  # 20 units in the last place
+        np.testing.assert_allclose(backend.numpy(found), expected, rtol=0, atol=error)
+        if place != "same":
+            assert np.array_equal(backend.numpy(given), x.astype(dtype))
+
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+    def test_16_bits_are_rounded_once(self, make_backend, how, name, decay, place, dtype):
+        for library in ("numpy", "torch", "jax"):
+            backend = make_backend(library)
+            if library == "numpy" and dtype == "bfloat16":
+                continue
+            x, a, c, change = data(name)
+            given = narrow(backend, x, dtype)
+            wide = backend.numpy(backend.xp.astype(given, backend.xp.float32)).astype(float)
+            out = {"new": None, "other": _arrays.empty_like(given), "same": given}[place]
+            if library == "jax":
+                out = None
+            factors = [None if f is None else backend.array(f, "float32") for f in (a, c)]
+            found = _arrays.low_rank_update(given, *factors, 0.01, decay, out=out)
+            assert found.dtype == given.dtype
+            found = backend.numpy(backend.xp.astype(found, backend.xp.float32))
+            expected = (1 - (decay or 0)) * wide + 0.01 * change
+            # half a unit in the last place of 11 or 8 bits, and what float32 adds
+            error = (2.0**-11 if dtype == "float16" else 2.0**-8) * 1.01
+            np.testing.assert_allclose(found, expected, rtol=error, atol=1e-6)
+
+
+def test_order_of_memory_does_not_matter(how):
+    x, a, c, change = data("square")
+    for order in ("C", "F"):
+        x2, a2, c2 = (np.asarray(f, order=order) for f in (x, a, c))
+        for left, right in ((a2, c2), (a2[::1, ::-1][:, ::-1], c2[:, ::-1][:, ::-1])):
+            found = _arrays.low_rank_update(x2, left, right, 2.0)
+            np.testing.assert_allclose(found, x + 2.0 * change, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("scipy", [True, False])
+def test_makes_no_other_array_of_that_size(monkeypatch, scipy):
+    if not scipy:
+        monkeypatch.setattr(_arrays.importlib.util, "find_spec", lambda name: None)
+    _arrays._blas_product.cache_clear()
+    rng = np.random.default_rng(0)
+    x, a, c = (
+        rng.standard_normal(s, dtype=np.float32) for s in ((4096, 1024), (4096, 8), (8, 1024))
+    )
+    out = np.empty_like(x)
+    _arrays.low_rank_update(x, a, c, 1.0, out=out)  # imports
+    tracemalloc.start()
+    try:
+        for given, place in ((x, out), (x, x)):
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            _arrays.low_rank_update(given, a, c, 1.0, 0.1, out=place)
+            # without SciPy a block and, with decay, the old one: 4 MiB each of 16
+            assert (
+                tracemalloc.get_traced_memory()[1] - before < (0.02 if scipy else 0.6) * x.nbytes
+            )
+    finally:
+        tracemalloc.stop()
+        _arrays._blas_product.cache_clear()
+
+
+def test_stack_is_one_product(backend):
+    rng = np.random.default_rng(0)
+    x, a, rights = (rng.standard_normal(s) for s in ((5, 2, 3), (5, 2), (4, 2, 6)))
+    given = backend.array(x)
+    for out in (None, _arrays.empty_like(given, 4)):
+        found = _arrays.low_rank_stack(given, backend.array(a), backend.array(rights), out)
+        expected = x + (a @ rights).reshape(4, 5, 2, 3)
+        np.testing.assert_allclose(backend.numpy(found), expected, rtol=0, atol=1e-14)
+        assert out is None or found is out
+
+
+class TestCupyCalls:
+    """What is asked of CuPy, with NumPy in its place: there is no GPU here."""
+
+    @pytest.fixture
+    def cupy(self, monkeypatch):
+        calls = []
+
+        def gemm(transa, transb, a, b, out=None, alpha=1.0, beta=0.0):
+            calls.append((a.shape, b.shape))
+            assert (transa, transb, a.dtype) == ("N", "N", b.dtype)
+            out[...] = alpha * (a @ b) + beta * out
+            return out
+
+        stub = types.SimpleNamespace(empty=np.empty, copyto=np.copyto, multiply=np.multiply)
+        monkeypatch.setitem(sys.modules, "cupy", stub)
+        monkeypatch.setitem(sys.modules, "cupy.cublas", types.SimpleNamespace(gemm=gemm))
+        return calls
+
+    @pytest.mark.parametrize("name", list(SHAPES))
+    @pytest.mark.parametrize("decay", [None, 0.25])
+    @pytest.mark.parametrize("place", ["new", "other", "same"])
+    def test_formula(self, cupy, name, decay, place):
+        x, a, c, change = data(name)
+        given = np.array(x)
+        out = {"new": None, "other": np.empty_like(given), "same": given}[place]
+        found = _arrays._update_cupy(given, a, c, -0.5, decay, out)
+        expected = (1 - (decay or 0)) * x - 0.5 * change
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
+        assert len(cupy) == (0 if a is None else 3 if name == "stacked" else 1)
+
+    def test_16_bits(self, cupy):
+        x, a, c, change = data("square")
+        a, c = a.astype("f4"), c.astype("f4")
+        found = _arrays._update_cupy(x.astype("f2"), a, c, 0.01, None, None)
+        assert found.dtype == np.float16
+        np.testing.assert_allclose(found, x.astype("f2") + 0.01 * change, rtol=5e-4, atol=1e-6)
