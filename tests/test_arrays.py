@@ -132,13 +132,18 @@ def test_makes_no_other_array_of_that_size(monkeypatch, scipy):
         _arrays._blas_product.cache_clear()
 
 
-def test_stack_is_one_product(backend):
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_stack_is_one_product(backend, mirrored):
     rng = np.random.default_rng(0)
     x, a, rights = (rng.standard_normal(s) for s in ((5, 2, 3), (5, 2), (4, 2, 6)))
-    given = backend.array(x)
-    for out in (None, _arrays.empty_like(given, 4)):
-        found = _arrays.low_rank_stack(given, backend.array(a), backend.array(rights), out)
-        expected = x + (a @ rights).reshape(4, 5, 2, 3)
+    given, change = backend.array(x), (a @ rights).reshape(4, 5, 2, 3)
+    expected = x + change
+    if mirrored:
+        expected = np.stack([x + change, x - change], axis=1).reshape(8, 5, 2, 3)
+    for out in (None, _arrays.empty_like(given, len(expected))):
+        found = _arrays.low_rank_stack(
+            given, backend.array(a), backend.array(rights), mirrored=mirrored, out=out
+        )
         np.testing.assert_allclose(backend.numpy(found), expected, rtol=0, atol=1e-14)
         assert out is None or found is out
 

@@ -116,8 +116,14 @@ def detach(x: Array) -> Array:
     return x.detach() if compat.is_torch_array(x) else x
 
 
-def copy(x: Array) -> Array:
-    """Return a copy that shares no memory with `x`; of NumPy's subclasses a plain array."""
+def copy(x: Array, out: Array | None = None) -> Array:
+    """Return a copy that shares no memory with `x`; of NumPy's subclasses a plain array.
+
+    It is `out` where that is given, an array of the shape and dtype of `x`.
+    """
+    if out is not None and library(namespace(x)) in _WRITABLE:
+        out[...] = x
+        return out
     if isinstance(x, np.ndarray):
         return np.array(x)
     return namespace(x).asarray(x, copy=True, device=device(x))
@@ -132,6 +138,16 @@ def freeze(x: Array) -> Array:
     """Return `x`, guarded against changes in place where its library can do that."""
     if isinstance(x, np.ndarray):
         x.flags.writeable = False
+    return x
+
+
+def thaw(x: Array) -> Array:
+    """Return memory like `x`, known to the caller alone: `x` itself where it can be opened."""
+    if isinstance(x, np.ndarray):
+        try:
+            x.flags.writeable = True
+        except ValueError:  # what was unpickled lies in memory of its own kind
+            return np.empty_like(x)
     return x
 
 
@@ -261,9 +277,10 @@ def _scaled_factors(left: Array, right: Array, scale: Any) -> tuple[Array, Array
 _BLOCK = 2**20
 
 
-def _row_blocks(rows: int, columns: int) -> Iterator[slice]:
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Yield the rows of a matrix in parts of up to a million entries."""
     step = max(1, _BLOCK // max(1, columns))
-    return (slice(begin, begin + step) for begin in range(0, rows, step))
+    return (slice(begin, min(begin + step, rows)) for begin in range(0, rows, step))
 
 
 def blocks_of(x: Array) -> Iterator[Array]:
@@ -271,7 +288,7 @@ def blocks_of(x: Array) -> Iterator[Array]:
     if x.ndim == 0 or size(x) <= _BLOCK:
         yield x
     else:
-        for rows in _row_blocks(x.shape[0], size(x) // x.shape[0]):
+        for rows in row_blocks(x.shape[0], size(x) // x.shape[0]):
             yield x[rows, ...]
 
 
@@ -307,7 +324,7 @@ def _update_numpy(
         left, right = _scaled_factors(left, right, scale)
     factors = (f.reshape(-1, *f.shape[-2:]) for f in (left, right))
     for old, new, a, c in zip(x.reshape(shape), out.reshape(shape), *factors, strict=True):
-        for rows in _row_blocks(*old.shape):
+        for rows in row_blocks(*old.shape):
             if gemm is None:
                 _add_product(old[rows], a[rows], c, keep, new[rows])
             else:
@@ -360,7 +377,7 @@ def _update_torch(
         return product.reshape(x.shape) if out is None else out
     out = torch.empty_like(x) if out is None else out
     for old, new, a, c in zip(x.reshape(shape), out.view(shape), left, right, strict=True):
-        for rows in _row_blocks(*old.shape):
+        for rows in row_blocks(*old.shape):
             base = old[rows].to(c.dtype)
             new[rows] = (base if decay is None else base * (1.0 - decay)).addmm_(a[rows], c)
     return out
@@ -390,7 +407,7 @@ def _update_cupy(
                 cupy.copyto(new, old)
             fused("N", "N", a, c, out=new, alpha=1.0, beta=1.0)
             continue
-        for rows in _row_blocks(*old.shape):
+        for rows in row_blocks(*old.shape):
             product = a[rows] @ c
             product += old[rows] if decay is None else old[rows] * (1.0 - decay)
             new[rows] = product
@@ -398,6 +415,8 @@ def _update_cupy(
 
 
 _UPDATES = {"torch": _update_torch, "cupy": _update_cupy}
+# libraries whose arrays are written to
+_WRITABLE = {"numpy", *_UPDATES}
 
 
 def empty_like(x: Array, count: int | None = None) -> Array | None:
@@ -406,14 +425,16 @@ def empty_like(x: Array, count: int | None = None) -> Array | None:
     Arrays of JAX and of the bare standard are not written to.
     """
     xp = namespace(x)
-    if xp is not np and library(xp) not in _UPDATES:
+    if library(xp) not in _WRITABLE:
         return None
     shape = tuple(x.shape) if count is None else (count, *x.shape)
     return xp.empty(shape, dtype=x.dtype, device=device(x))
 
 
-def low_rank_stack(x: Array, left: Array, rights: Array, out: Array | None = None) -> Array:
-    """Return ``x + left @ rights[i]`` for all i, stacked (q, *shape), from one batched product.
+def low_rank_stack(
+    x: Array, left: Array, rights: Array, *, mirrored: bool = False, out: Array | None = None
+) -> Array:
+    """Return ``x + left @ rights[i]`` for all i, stacked, from one batched product.
 
     Parameters
     ----------
@@ -421,17 +442,42 @@ def low_rank_stack(x: Array, left: Array, rights: Array, out: Array | None = Non
         In the dtype of the factors.
     left : array of shape (..., m, r)
     rights : array of shape (q, ..., r, n)
-    out : array of shape (q, *shape), optional
+    mirrored : bool
+        Whether ``x - left @ rights[i]`` follows each.
+    out : array of shape (q, *shape) or (2q, *shape), optional
+
+    Returns
+    -------
+    array
+        `out`, or a new one.
     """
-    xp = namespace(x)
+    xp, step = namespace(x), 2 if mirrored else 1
     shape = (rights.shape[0], *x.shape)
-    if xp is not np and library(xp) not in _UPDATES:
-        return x + xp.reshape(left @ rights, shape)
-    out = xp.empty(shape, dtype=x.dtype, device=device(x)) if out is None else out
-    view = out.reshape((*rights.shape[:-2], left.shape[-2], rights.shape[-1]))
-    sys.modules[library(xp)].matmul(left, rights, out=view)
-    out += x
+    if library(xp) not in _WRITABLE:
+        product = xp.reshape(left @ rights, shape)
+        if not mirrored:
+            return x + product
+        return xp.reshape(xp.stack([x + product, x - product], axis=1), (-1, *x.shape))
+    if out is None:
+        out = xp.empty((step * shape[0], *x.shape), dtype=x.dtype, device=device(x))
+    # Reshaped before every other point is left out: what follows must stay a view.
+    view = out.reshape((-1, *rights.shape[1:-2], left.shape[-2], rights.shape[-1]))
+    own = sys.modules[library(xp)]
+    own.matmul(left, rights, out=view[::step])
+    plus = out[::step]
+    if mirrored:
+        own.subtract(x, plus, out=out[1::2])
+    plus += x
     return out
+
+
+def joined(before: list[Array], stack: Array, behind: list[Array]) -> Array:
+    """Return arrays, the entries of a stack (it may be an empty list) and arrays as one stack."""
+    like = (before + behind)[0] if before or behind else stack
+    xp = namespace(like)
+    parts = [before and xp.stack(before), stack, behind and xp.stack(behind)]
+    parts = [p for p in parts if is_array(p)]
+    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
 
 
 # Up to this size two additions of one product cost less than two products, and the second
@@ -471,10 +517,16 @@ def _add(x: Array, y: Array) -> Array:
     return xp.astype(xp.astype(x, y.dtype) + y, x.dtype)
 
 
-def compiled(function: _F, like: Array) -> _F:
-    """Return `function` compiled where the library of `like` compiles, else as it is."""
+def compiled(function: _F, like: Array, *, donate: bool = False) -> _F:
+    """Return `function` compiled where the library of `like` compiles, else as it is.
+
+    With `donate` the memory of the first argument is taken over for the results; whoever still
+    holds its arrays finds them deleted.
+    """
     if isinstance(like, np.ndarray) or not compat.is_jax_array(like):
         return function
+    if donate:
+        return _jit_donating(function)  # type: ignore[no-any-return]
     owner = getattr(function, "__self__", None)
     try:
         hash(owner)
@@ -494,6 +546,17 @@ def _jit(function: Callable[..., Any], owner: Any) -> Any:
             return function(*arguments) if owner is None else function(owner, *arguments)
 
     return jax.jit(precise)
+
+
+@functools.lru_cache(maxsize=16)
+def _jit_donating(function: Callable[..., Any]) -> Any:
+    import jax
+
+    def precise(*arguments: Any) -> Any:
+        with _full_precision():
+            return function(*arguments)
+
+    return jax.jit(precise, donate_argnums=0, keep_unused=True)
 
 
 def _full_precision() -> Any:

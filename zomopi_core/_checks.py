@@ -22,6 +22,13 @@ def check_name(argument: str, value: Any, known: Iterable[str]) -> None:
         raise errors.unknown_name(argument, value, known)
 
 
+def flag(name: str, value: Any) -> bool:
+    """Return `value`; raise unless it is True or False."""
+    if not isinstance(value, bool):
+        raise errors.not_a_number(name, value, "True or False")
+    return value
+
+
 def _number(name: str, value: Any, accept: Callable[[float], bool], what: str) -> float:
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         number = float(value)

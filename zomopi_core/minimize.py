@@ -47,6 +47,7 @@ def minimize(
     stagnation: int | None = None,
     seed: int | Sampler = 0,
     vectorized: bool = False,
+    reuse_buffers: bool = False,
     bounds: Any = None,
     project: Projection | None = None,
     on_failure: str | Mapping[str, str] | None = None,
@@ -96,6 +97,9 @@ def minimize(
         Whether `fun` takes a stack of candidates (q, m, n), or a dict of stacks, and returns q
         losses. q is the number of a step's evaluations, at a line search with those along the
         line, and 1 for those beside the steps.
+    reuse_buffers : bool
+        Whether all points are made in the same memory, which saves allocating it for each: `fun`
+        must not keep the array that it gets, nor a callback the iterate.
     bounds : (low, high), optional
         Applied to the iterate after each step: numbers, arrays, or dicts of them, None leaves a
         side open. The points at which `fun` is evaluated may lie outside by a probe;
@@ -181,7 +185,14 @@ def minimize(
         method = method.with_horizon(steps)
     failures = Failures(on_failure)
     run = Run(
-        Optimizer(x0, method=method, seed=seed, bounds=bounds, project=project),
+        Optimizer(
+            x0,
+            method=method,
+            seed=seed,
+            bounds=bounds,
+            project=project,
+            reuse_buffers=reuse_buffers,
+        ),
         objective,
         failures,
         gradient=gradient,

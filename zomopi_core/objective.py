@@ -1,141 +1,20 @@
-"""The binding of a function of arrays: factored probes and steps become full-size arrays.
-
-Inside the core a probe or a step is a pair of thin factors; here, and only here, full-size arrays
-are made of them.
-"""
+"""A function of arrays: the points it gets, what it may be given, how it is called."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from . import _arrays, errors
 from ._arrays import Array
-from .estimator import Evaluation, FiniteDifference
+from .binding import ArrayBinding, Candidates, Params
 from .losses import check_losses, join_losses, scalar_loss, stack_losses
-from .method import Method, is_dict, leaves_of, like_params
+from .method import Method, leaves_of, like_params
 from .rule import Probe
 from .update import Change
-
-Params = Array | Mapping[str, Array]
-
-
-class Candidates(Sequence[Any]):
-    """The perturbed parameters of a step, made one at a time when they are asked for.
-
-    A sequence of arrays, or of dicts of arrays: each new, none shared with the parameters. Only
-    what the caller keeps stays in memory.
-
-    Behind the points of the estimator's evaluations come those along the first probe, and along a
-    step, that are asked for; a scale of 0.0 is the iterate itself.
-
-    Attributes
-    ----------
-    full_batch : bool
-        Whether the losses are wanted of all data, and not of a batch that these points share.
-    """
-
-    def __init__(
-        self,
-        estimator: FiniteDifference,
-        params: Params,
-        probes: tuple[Probe, ...],
-        snapshot: Params | None = None,
-        *,
-        along_probe: tuple[float, ...] = (),
-        along_step: tuple[float, ...] = (),
-        step: tuple[Change, ...] = (),
-        project: Callable[[Any], Any] | None = None,
-    ) -> None:
-        self._params = params
-        self._single = not is_dict(params)
-        self._arrays = leaves_of(params)
-        self._probes, self._step, self._project = probes, step, project
-        self._displace = _arrays.compiled(_displace, self._arrays[0])
-        self._shift = _arrays.compiled(_shift, self._arrays[0])
-        self._evaluations, self._mirrored = estimator.evaluations, estimator.mirrored
-        if along_probe or along_step:
-            extra = [Evaluation(0 if scale else None, scale) for scale in along_probe]
-            extra += [Evaluation(_STEP if scale else None, scale) for scale in along_step]
-            self._evaluations = (*self._evaluations, *extra)
-            self._mirrored = (*self._mirrored, *(False for _ in extra))
-        self.full_batch = estimator.full_batch
-        self._snapshot = self._arrays if snapshot is None else leaves_of(snapshot)
-        if snapshot is None and estimator.compares:
-            raise errors.needs_snapshot()
-
-    def __len__(self) -> int:
-        return len(self._evaluations)
-
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Any]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        probe, scale, snapshot = self._evaluations[index]
-        base = self._snapshot if snapshot else self._arrays
-        if probe is None:
-            arrays = [_arrays.copy(x) for x in base]
-        elif probe == _STEP:
-            point = self._point(self._shift(base, self._step, scale))
-            return point if self._project is None else self._project(point)
-        else:
-            arrays = self._displace(base, self._probes, probe, scale)
-        return self._point(arrays)
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield all points; those of a central difference share a product where that is faster."""
-        waiting = None
-        for i, mirrored in enumerate(self._mirrored):
-            if waiting is not None:
-                yield waiting
-                waiting = None
-            elif mirrored and (pairs := self._pairs(i)):
-                waiting = self._point([minus for _, minus in pairs])
-                yield self._point([plus for plus, _ in pairs])
-            else:
-                yield self[i]
-
-    def _pairs(self, index: int) -> list[tuple[Array, Array]] | None:
-        probe, scale, snapshot = self._evaluations[index]
-        if probe is None:
-            return None
-        pairs = []
-        base = self._snapshot if snapshot else self._arrays
-        for x, p in zip(base, self._probes, strict=True):
-            pair = _arrays.low_rank_pair(x, *p.factors(probe), scale)
-            if pair is None:
-                return None
-            pairs.append(pair)
-        return pairs
-
-    def _point(self, arrays: list[Array]) -> Any:
-        return arrays[0] if self._single else like_params(self._params, arrays)
-
-
-# stands in the place of a probe's index for the direction of a step
-_STEP = -1
-
-
-def _shift(arrays: list[Array], step: tuple[Change, ...], scale: float) -> list[Array]:
-    return [
-        _arrays.low_rank_update(x, c.left, c.right, c.scale * scale)
-        for x, c in zip(arrays, step, strict=True)
-    ]
-
-
-def _displace(
-    arrays: list[Array], probes: tuple[Probe, ...], probe: int, scale: float
-) -> list[Array]:
-    return [
-        _arrays.low_rank_update(x, *p.factors(probe), scale)
-        for x, p in zip(arrays, probes, strict=True)
-    ]
 
 
 def perturb(
@@ -202,11 +81,7 @@ def apply_step(params: Params, step: tuple[Change, ...]) -> Any:
     0.1
     """
     arrays = leaves_of(params)
-    return like_params(params, _arrays.compiled(_move, arrays[0])(arrays, step))
-
-
-def _move(arrays: list[Array], step: tuple[Change, ...]) -> list[Array]:
-    return [_arrays.low_rank_update(x, *change) for x, change in zip(arrays, step, strict=True)]
+    return like_params(params, ArrayBinding().apply(arrays, step))
 
 
 def check_params(x0: Any) -> Any:
@@ -284,8 +159,18 @@ def invisible_fraction(x: Array, probe: Probe, smoothing: float) -> float:
     """Return the fraction of the entries of `x` that the first probe does not change."""
     xp = _arrays.namespace(x)
     left, right = probe.factors(0)
-    moved = _arrays.low_rank_update(x, left, right, smoothing)
-    return float(xp.mean(xp.astype(moved == x, xp.float32)))
+
+    def unchanged(part: Array, frame: Array | None) -> Array:
+        moved = _arrays.low_rank_update(part, frame, right, smoothing)
+        return xp.sum(xp.astype(moved == part, xp.int64))
+
+    if left is None or left.ndim > 2:
+        return float(unchanged(x, left)) / _arrays.size(x)
+    # In parts: no array of the size of x is needed to look at it.
+    matrix = xp.reshape(x, (left.shape[0], -1))
+    parts = _arrays.row_blocks(*matrix.shape)
+    counts = [unchanged(matrix[rows, ...], left[rows, ...]) for rows in parts]
+    return float(sum(counts[1:], counts[0])) / _arrays.size(x)
 
 
 class Objective:
@@ -315,7 +200,7 @@ class Objective:
         keywords = {"key": key} if self.takes_key else {}
         if self.vectorized:
             self.calls += len(points)
-            stack = stack_points(points)
+            stack = points.stacked() if isinstance(points, Candidates) else stack_points(points)
             try:
                 losses = self._fun(stack, **keywords)
             except Exception as error:

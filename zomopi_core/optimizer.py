@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from . import _arrays, errors
 from ._arrays import Array
+from ._checks import flag
+from .binding import ArrayBinding, Candidates
 from .catalog import find_method
 from .constraints import Projection, projection
 from .estimator import FiniteDifference
 from .losses import check_losses
-from .method import Method, State, leaves_of
+from .method import Method, State, leaves_of, like_params
 from .objective import (
-    Candidates,
-    apply_step,
     check_finite,
     check_gradient,
     check_params,
@@ -87,6 +88,10 @@ class Optimizer:
     project : callable, optional
         Applied to the iterate after each step (after `bounds`): takes the parameters and returns
         feasible ones.
+    reuse_buffers : bool
+        Whether the points of `ask` share one piece of memory and iterates take turns in theirs,
+        which saves the time of allocating them. A point is then good until the next one is made,
+        and `x` until the next step: copy what you keep.
 
     Raises
     ------
@@ -115,7 +120,9 @@ class Optimizer:
         seed: int | Sampler = 0,
         bounds: Any = None,
         project: Projection | None = None,
+        reuse_buffers: bool = False,
     ) -> None:
+        self._binding = ArrayBinding(reuse_buffers=flag("reuse_buffers", reuse_buffers))
         params = check_params(x0)
         for x in leaves_of(params):
             _arrays.freeze(x)
@@ -123,12 +130,13 @@ class Optimizer:
         self._project = projection(bounds, project, params)
         if self._project is not None:
             params = check_finite(self._project(params), "project(x0)")
-        self._like = leaves_of(params)[0]
         self.method = fit_memory(self.method, params)
         tuning = start_tuning(self.method, params)
         self._point = Point(params, self.method.init(params, seed), 0, tuning, (), params)
         self._asked: Asked | None = None
-        self._warned = False
+        self._warned = self._handed_over = False
+        #: returns the parameters beside its own whose memory whoever drives it still needs
+        self.held: Callable[[], list[Any]] = list
         arrays = leaves_of(params)
         first = next((i for i, x in enumerate(arrays) if x.ndim >= 2), 0)
         unit = self._point.state.leaves[first].unit
@@ -145,15 +153,17 @@ class Optimizer:
         at_snapshot = method if method.snapshots is None else method.snapshots.method
         self._advance_at_snapshot = at_snapshot.advance
         if not self._draws or self._point.state.random.can_be_traced:
-            self._advance = _arrays.compiled(self._advance, self._like)
-            self._descend = _arrays.compiled(self._descend, self._like)
-            self._advance_at_snapshot = _arrays.compiled(self._advance_at_snapshot, self._like)
+            self._advance = _arrays.compiled(self._advance, self._point.state.started)
+            self._descend = _arrays.compiled(self._descend, self._point.state.started)
+            self._advance_at_snapshot = _arrays.compiled(
+                self._advance_at_snapshot, self._point.state.started
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # What was compiled stays behind, and so do the points: they are made again.
         compiled = {"_advance", "_advance_at_snapshot", "_descend"}
         state = {k: v for k, v in self.__dict__.items() if k not in compiled}
-        return state | {"_asked": self._pending() is not None}
+        return state | {"_asked": self._pending() is not None, "held": list}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state | {"_asked": None})
@@ -243,7 +253,9 @@ class Optimizer:
             snapshot = None if last is None else last.params
             if plan.kind == "noise":
                 scales = tuple(s * estimator.width for s in plan.scales)
-                points = Candidates(estimator, params, probes, snapshot, along_probe=scales)
+                points = Candidates(
+                    estimator, params, probes, snapshot, along_probe=scales, binding=self._binding
+                )
             elif plan.kind == "line":
                 points = Candidates(
                     estimator,
@@ -253,9 +265,10 @@ class Optimizer:
                     along_step=plan.scales,
                     step=self._point.direction,
                     project=self._project,
+                    binding=self._binding,
                 )
             else:
-                points = Candidates(estimator, params, probes, snapshot)
+                points = Candidates(estimator, params, probes, snapshot, binding=self._binding)
             self._asked = asked = Asked(state.step, points, probes, method, estimator, plan)
         return asked.points
 
@@ -428,7 +441,10 @@ class Optimizer:
         before, state, refreshed_at, _, direction, best, _ = self._point
         if verdict.best:
             best = before
-        params = best if verdict.retreat else apply_step(before, step)
+        if verdict.retreat:
+            params = best
+        else:
+            params = like_params(before, self._binding.apply(leaves_of(before), step))
         if self._project is not None:
             params = self._project(params)
         else:
@@ -445,6 +461,29 @@ class Optimizer:
             if not tuning.alpha > 0:
                 tuning = tuning.started(self._geometry(direction, probes))
         self._point = Point(params, after, refreshed_at, tuning, direction, best, snapshot)
+        self._asked = None  # and what it held
+        if self._project is None:  # else the array may belong to the projection
+            held = [params, best, *self.held()]
+            held += [] if snapshot is None else [snapshot.params]
+            self._binding.release(leaves_of(before), held)
+
+    def fresh(self, point: Any) -> Any:
+        """Return a copy of a point; where buffers are reused, in the memory of points."""
+        return like_params(point, self._binding.copy(leaves_of(point)))
+
+    def hand_over(self, point: Any) -> Any:
+        """Return a point for the caller to own, at the end of a run.
+
+        Where buffers are reused it is no copy if that can be: no step may follow.
+        """
+        arrays, binding = leaves_of(point), self._binding
+        own = all(x is y for x, y in zip(arrays, leaves_of(self.x), strict=True))
+        if own and binding.reuse_buffers and not self._handed_over:
+            self._handed_over = True
+            return like_params(point, [_arrays.thaw(x) for x in arrays])
+        copies = binding.copy(arrays)
+        binding.surrender()
+        return like_params(point, copies)
 
     def _direction(self, state: State, step: tuple[Change, ...]) -> tuple[Change, ...]:
         """Return the step for rate 1, nothing where the rate is given."""

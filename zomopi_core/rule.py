@@ -54,9 +54,14 @@ class Probe(NamedTuple):
     right: Array
     coordinates: Array
 
+    @property
+    def shares_frame(self) -> bool:
+        """Whether the left factor is the same for all perturbations."""
+        return self.left is None or self.right.ndim > self.left.ndim
+
     def factors(self, i: int) -> tuple[Array | None, Array]:
         """Return the factors of perturbation `i`."""
-        if self.left is None or self.right.ndim > self.left.ndim:
+        if self.left is None or self.shares_frame:
             return self.left, self.right[i, ...]
         return self.left[i, ...], self.right
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from . import _arrays, errors
 from ._checks import check_name
+from .binding import Candidates
 from .costs import StepCosts
 from .method import Method, leaves_of, like_params
-from .objective import Candidates, Objective, check_gradient, takes_key
+from .objective import Objective, check_gradient, takes_key
 from .optimizer import Optimizer
 from .result import Iteration, Result
 from .sampling import step_key
@@ -60,12 +61,17 @@ class Best:
         """Take the lowest loss of a step's points."""
         lowest = min(filter(math.isfinite, losses), default=math.inf)
         if lowest < self.loss:
-            self.loss, self.steps = lowest, steps
+            self.loss, self.steps, self._point = lowest, steps, None
             self._candidates, self._index = candidates, losses.index(lowest)
 
     def correct(self, loss: float) -> None:
         """Take a second evaluation at the point for its loss."""
         self.loss = loss if math.isfinite(loss) else math.inf
+
+    @property
+    def base(self) -> Any:
+        """The parameters that are kept for it."""
+        return self._point if self._candidates is None else self._candidates.params
 
     @property
     def point(self) -> Any:
@@ -163,7 +169,8 @@ class Run:
             self._same_queries = 1
         elif optimizer.method.snapshots is None and not optimizer.tunes:
             self._same_queries = optimizer.queries + self.evaluates_iterate
-        self.best = Best(optimizer.x)
+        self.best = best = Best(optimizer.x)
+        optimizer.held = lambda: [best.base]
         self.rows: list[tuple[int, float, float, float, float]] = []
         self.began = time.perf_counter()
 
@@ -199,8 +206,7 @@ class Run:
         """
         if full_batch is None:
             full_batch = self.optimizer.method.takes_full_batches
-        copy = like_params(point, [_arrays.copy(x) for x in leaves_of(point)])
-        return self.evaluate([copy], full_batch)[1][0]
+        return self.evaluate([self.optimizer.fresh(point)], full_batch)[1][0]
 
     def step(self) -> None:
         """Take a step from the losses of its probes."""
@@ -327,7 +333,7 @@ class Run:
         success = status not in ("interrupted", "failed") and math.isfinite(best.loss)
         if self.target is not None:
             success = success and best.loss <= self.target
-        x, last = (_writable(point) for point in (best.point, self.optimizer.x))
+        x, last = (self.optimizer.hand_over(point) for point in (best.point, self.optimizer.x))
         return Result(
             x,
             best.loss,
@@ -339,11 +345,6 @@ class Run:
             (message or _MESSAGES[status]) + self.failures.describe(self.objective.calls),
             history,
         )
-
-
-def _writable(point: Any) -> Any:
-    """Return a point as copies that belong to the caller."""
-    return like_params(point, [_arrays.copy(x) for x in leaves_of(point)])
 
 
 def queries_per_step(method: Method, constrained: bool) -> int:

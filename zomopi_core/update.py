@@ -194,10 +194,14 @@ def typical_size(x: Array, columns: int) -> Array:
 def root_mean_square(x: Array) -> Array:
     """Return the root mean square of the entries as a 0-d array in the working dtype of `x`."""
     xp = _arrays.namespace(x)
-    x = xp.astype(x, _arrays.working_dtype(x))
-    largest = xp.max(xp.abs(x))
-    scaled = x / xp.where(largest > 0, largest, 1.0)
-    return largest * xp.sqrt(xp.mean(scaled * scaled))
+    dtype = _arrays.working_dtype(x)
+    # In parts, without arrays of the size of x; each divided by the largest entry of all, so that
+    # the squares neither overflow nor vanish.
+    parts = [xp.astype(part, dtype, copy=False) for part in _arrays.blocks_of(x)]
+    largest = xp.max(xp.stack([xp.max(xp.abs(part)) for part in parts]))
+    unit = xp.where(largest > 0, largest, 1.0)
+    squares = xp.stack([xp.sum((part / unit) ** 2) for part in parts])
+    return largest * xp.sqrt(xp.sum(squares) / _arrays.size(x))
 
 
 @dataclass(frozen=True)

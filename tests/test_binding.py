@@ -1,0 +1,225 @@
+"""Points and iterates in arrays: their memory, stacks, reuse."""
+
+import pickle
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import zomopi_core as zo
+
+TARGET = np.outer(np.arange(1.0, 7.0), np.ones(5)) / 6
+METHODS = {
+    "central": zo.zo_mopi(rank=3, learning_rate=0.1, probes=3, refresh_every=4),
+    "forward": zo.zo_mopi(rank=3, learning_rate=0.1, difference="forward", weight_decay=0.1),
+    "tuned": zo.zo_mopi(rank=3),
+    "stacks of three axes": zo.zo_mopi(rank=2, learning_rate=0.1, side="right"),
+    "lozo": zo.lozo(learning_rate=0.02),
+    "svrg": zo.mezo_svrg(learning_rate=0.02, snapshot_every=3),
+    "full space": zo.zo_sgd(learning_rate=0.02),
+}
+
+
+def start(name, backend, dtype="float64"):
+    rng = np.random.default_rng(0)
+    x0 = {"W": rng.standard_normal((6, 5)), "b": rng.standard_normal(4)}
+    if name == "stacks of three axes":
+        x0["K"] = rng.standard_normal((3, 2, 4))
+    return {key: backend.array(x, dtype) for key, x in x0.items()}
+
+
+def total(backend, params, key=None):
+    """A function of one point, on the host."""
+    return float(sum(np.sum((backend.numpy(x) - 0.3) ** 2) for x in params.values()))
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+class TestSamePath:
+    def test_reused_buffers(self, backend, name):
+        ends = []
+        for reuse in (False, True):
+            result = zo.minimize(
+                lambda p, key=None: total(backend, p),
+                start(name, backend),
+                method=METHODS[name],
+                max_queries=160,
+                reuse_buffers=reuse,
+            )
+            ends.append(result)
+        fresh, reused = ends
+        assert fresh.fun == pytest.approx(reused.fun, rel=1e-9)
+        assert fresh.nfev == reused.nfev
+        for at in ("x", "x_last"):
+            for key, x in getattr(fresh, at).items():
+                found = backend.numpy(getattr(reused, at)[key])
+                # the same products in another order
+                np.testing.assert_allclose(found, backend.numpy(x), rtol=1e-7, atol=1e-9)
+        assert total(backend, reused.x) == pytest.approx(reused.fun, rel=1e-12)
+
+    @pytest.mark.parametrize("reuse", [False, True])
+    def test_stack(self, backend, name, reuse):
+        """A vectorised function gets what it would get one by one."""
+        one, other = (
+            zo.Optimizer(start(name, backend), method=METHODS[name], reuse_buffers=r)
+            for r in (False, reuse)
+        )
+        for step in range(6):
+            points = [{k: backend.numpy(x).copy() for k, x in p.items()} for p in one.ask()]
+            stack = other.ask().stacked()
+            for key, x in stack.items():
+                assert x.shape[0] == len(points)
+                expected = np.stack([p[key] for p in points])
+                np.testing.assert_allclose(backend.numpy(x), expected, rtol=1e-12, atol=1e-12)
+            losses = np.random.default_rng(step).standard_normal(len(points))
+            one.tell(losses)
+            other.tell(losses)
+
+
+class TestReuse:
+    def test_points_share_memory_and_iterates_take_turns(self):
+        optimizer = zo.Optimizer(
+            np.ones((400, 400)), method=zo.zo_mopi(probes=2), reuse_buffers=True
+        )
+        seen = set()
+        for _ in range(5):
+            points = optimizer.ask()
+            seen |= {p.__array_interface__["data"][0] for p in points}
+            seen.add(optimizer.x.__array_interface__["data"][0])
+            optimizer.tell([1.0, 2.0, 0.5, 0.3])
+        assert len(seen) == 2
+
+    def test_an_iterate_that_is_the_best_stays(self):
+        best = []
+
+        def callback(iteration):
+            best.append((iteration.best, iteration.step))
+
+        def fun(x):  # rises after the first steps
+            fun.calls += 1
+            return float(np.sum(x**2)) + max(0, fun.calls - 20)
+
+        fun.calls = 0
+        result = zo.minimize(
+            fun,
+            np.ones((6, 5)),
+            method=METHODS["central"],
+            max_steps=20,
+            reuse_buffers=True,
+            callback=callback,
+        )
+        again = zo.minimize(
+            lambda x: float(np.sum(x**2)),
+            np.ones((6, 5)),
+            method=METHODS["central"],
+            max_steps=4,
+        )
+        assert best[-1][0] == best[4][0]
+        assert result.nit == 20
+        assert np.sum(again.x**2) == pytest.approx(np.sum(result.x**2), rel=0.2)
+
+    def test_callers_array_is_left_alone(self):
+        x0 = np.ones((6, 5))
+        x0.flags.writeable = False
+        zo.minimize(lambda x: float(np.sum(x)), x0, max_queries=200, reuse_buffers=True)
+        assert np.array_equal(x0, np.ones((6, 5)))
+
+    def test_arrays_of_a_projection_are_its_own(self):
+        kept = []
+
+        def project(x):
+            kept.append(np.clip(x, -1, 1))
+            return kept[-1]
+
+        zo.minimize(
+            lambda x: float(np.sum(x)),
+            np.ones((6, 5)),
+            project=project,
+            max_queries=200,
+            reuse_buffers=True,
+        )
+        assert all(np.max(np.abs(x)) <= 1 for x in kept)
+
+    def test_results_belong_to_the_caller(self, backend):
+        result = zo.minimize(
+            lambda x: total(backend, {"x": x}),
+            backend.array(np.ones((6, 5))),
+            max_queries=100,
+            reuse_buffers=True,
+        )
+        assert result.x is not result.x_last
+        if isinstance(result.x, np.ndarray):
+            result.x[:] = 7.0
+            result.x_last[:] = 3.0
+            assert np.all(result.x == 7.0)
+
+    def test_pickles_without_its_memory(self):
+        optimizer = zo.Optimizer(np.ones((300, 300)), reuse_buffers=True)
+        empty = len(pickle.dumps(optimizer))
+        list(optimizer.ask())
+        assert len(pickle.dumps(optimizer)) < empty * 1.01
+        twin = pickle.loads(pickle.dumps(optimizer))
+        for o in (optimizer, twin):
+            o.tell(np.arange(float(len(o.ask()))))
+        assert np.array_equal(optimizer.x, twin.x)
+
+    def test_a_step_is_taken_once_wherever_it_is_interrupted(self):
+        method = METHODS["central"]
+
+        def interrupt(frame, event, argument):
+            if event == "line" and "zomopi_core" in frame.f_code.co_filename:
+                left[0] -= 1
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+            return interrupt
+
+        losses = [1.0, 2.0, 0.5, 0.3, 4.0, 1.5]
+
+        def run(at):
+            left[0] = 10**9
+            optimizer = zo.Optimizer(np.ones((6, 5)), method=method, reuse_buffers=True)
+            while optimizer.nit < 3:
+                optimizer.ask()[0]
+                if optimizer.nit == 1:
+                    left[0] = at
+                    at = 10**9
+                sys.settrace(interrupt)
+                try:
+                    optimizer.tell(losses)
+                except KeyboardInterrupt:
+                    pass
+                finally:
+                    sys.settrace(None)
+            return optimizer.x, left[0]
+
+        left = [0]
+        expected, _ = run(10**8)
+        lines = 10**8 - 10**8
+        for at in range(1, 400, 7):
+            found, _ = run(at)
+            np.testing.assert_array_equal(found, expected)
+            lines += 1
+        assert lines > 50
+
+
+@pytest.mark.parametrize(("method", "most"), [(METHODS["central"], 2), (METHODS["tuned"], 3)])
+def test_peak_memory_of_minimize(method, most):
+    """Beyond the parameters and the caller's: a candidate, the best seen, while tuned one more."""
+    x0 = np.ones((4096, 1024), dtype=np.float32)
+
+    def fun(x):
+        return float(np.sum((x[::64, 0] - 2) ** 2))
+
+    def run(queries):
+        zo.minimize(fun, x0, method=method, max_queries=queries, reuse_buffers=True)
+
+    run(20)  # imports
+    tracemalloc.start()
+    try:
+        run(200)
+        peak = tracemalloc.get_traced_memory()[1] / x0.nbytes
+    finally:
+        tracemalloc.stop()
+    # One X is the run's own; a part for the thin factors of rank 3 and for blocks of a quarter.
+    # Measured 3.01 and 4.27 with the run's own.
+    assert peak - 1.0 <= most + 0.75

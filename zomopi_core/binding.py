@@ -1,0 +1,287 @@
+"""The binding of arrays: factored probes and steps become full-size arrays.
+
+Inside the core a probe or a step is a pair of thin factors; here, and only here, full-size arrays
+are made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, overload
+
+from . import _arrays, errors
+from ._arrays import Array
+from .estimator import Evaluation, FiniteDifference
+from .method import is_dict, leaves_of, like_params
+from .rule import Probe
+from .update import Change
+
+Params = Array | Mapping[str, Array]
+Arrays = list[Array]
+
+# stands in the place of a probe's index for the direction of a step
+_STEP = -1
+
+
+class ArrayBinding:
+    """The memory of points and iterates, and the two ways in which arrays are moved.
+
+    Parameters
+    ----------
+    reuse_buffers : bool
+        Whether all points of all steps are made in the same memory, and iterates take turns in
+        theirs. Then nobody may keep an array that was handed out.
+    """
+
+    def __init__(self, *, reuse_buffers: bool = False) -> None:
+        self.reuse_buffers = reuse_buffers
+        self._spare: Arrays | None = None  # the points' memory, and that of the next iterate
+        self._stack: Arrays | None = None  # that of a vectorised function's points
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"reuse_buffers": self.reuse_buffers, "_spare": None, "_stack": None}
+
+    def displace(self, arrays: Arrays, probes: tuple[Probe, ...], probe: int, scale: float) -> Any:
+        """Return the arrays ``x + scale * P_probe``."""
+        return self._made(_displace, arrays, probes, probe, scale)
+
+    def shift(self, arrays: Arrays, step: tuple[Change, ...], scale: float) -> Any:
+        """Return the arrays a multiple of a step away."""
+        return self._made(_shift, arrays, step, scale)
+
+    def copy(self, arrays: Arrays) -> Arrays:
+        """Return copies, or the arrays themselves if they are the points' memory."""
+        if not self.reuse_buffers:
+            return [_arrays.copy(x) for x in arrays]
+        if not _same(arrays, self._spare):
+            spare = self._memory(arrays)
+            self._spare = [_arrays.copy(x, y) for x, y in zip(arrays, spare, strict=True)]
+        assert self._spare is not None
+        return self._spare
+
+    def apply(self, arrays: Arrays, step: tuple[Change, ...]) -> Arrays:
+        """Return the arrays after a step; those before it stay as they are."""
+        moved = self._made(_move, arrays, step)
+        self._spare = None
+        return moved
+
+    def release(self, arrays: Arrays, held: Sequence[Any]) -> None:
+        """Take back the memory of an iterate, unless somebody holds it still."""
+        if not self.reuse_buffers:
+            return
+        others = [x for params in held for x in leaves_of(params)]
+        if not any(x is y for x in arrays for y in others):
+            self._spare = [_arrays.thaw(x) for x in arrays]
+
+    def surrender(self) -> None:
+        """Leave the points' memory to whoever has the last point."""
+        self._spare = None
+
+    def stack_memory(self, arrays: Arrays, count: int) -> list[Array | None]:
+        """Return memory for stacks of `count` points."""
+        if not self.reuse_buffers:
+            return [_arrays.empty_like(x, count) for x in arrays]
+        if self._stack is None or self._stack[0].shape[0] != count:
+            self._stack = None  # before the new ones are made
+            stack = [_arrays.empty_like(x, count) for x in arrays]
+            if any(s is None for s in stack):
+                return stack
+            self._stack = stack
+        return list(self._stack)
+
+    def _memory(self, arrays: Arrays) -> list[Array | None]:
+        if self._spare is None:
+            return [_arrays.empty_like(x) for x in arrays]
+        return list(self._spare)
+
+    def _made(self, function: Callable[..., Arrays], arrays: Arrays, *how: Any) -> Arrays:
+        if not self.reuse_buffers:
+            return _arrays.compiled(function, arrays[0])(None, arrays, *how)
+        spare, self._spare = self._memory(arrays), None  # an interruption may leave it half-made
+        self._spare = _arrays.compiled(function, arrays[0], donate=True)(spare, arrays, *how)
+        return self._spare
+
+
+def _same(arrays: Arrays, others: Arrays | None) -> bool:
+    return others is not None and all(x is y for x, y in zip(arrays, others, strict=True))
+
+
+# The first argument is memory for the results, None for new ones: compiled code takes it over.
+def _displace(
+    out: Arrays | None, arrays: Arrays, probes: tuple[Probe, ...], probe: int, scale: float
+) -> Arrays:
+    return [
+        _arrays.low_rank_update(x, *p.factors(probe), scale, out=y)
+        for x, p, y in zip(arrays, probes, out or [None] * len(arrays), strict=True)
+    ]
+
+
+def _shift(out: Arrays | None, arrays: Arrays, step: tuple[Change, ...], scale: float) -> Arrays:
+    return [
+        _arrays.low_rank_update(x, c.left, c.right, c.scale * scale, out=y)
+        for x, c, y in zip(arrays, step, out or [None] * len(arrays), strict=True)
+    ]
+
+
+def _move(out: Arrays | None, arrays: Arrays, step: tuple[Change, ...]) -> Arrays:
+    return [
+        _arrays.low_rank_update(x, *change, out=y)
+        for x, change, y in zip(arrays, step, out or [None] * len(arrays), strict=True)
+    ]
+
+
+def _along(x: Array, probe: Probe, evaluations: Sequence[Evaluation], out: Array | None) -> Array:
+    """Return the points at consecutive evaluations of a leaf's probes, stacked."""
+    mirrored = len(evaluations) > 1 and evaluations[0].probe == evaluations[1].probe
+    count = len(evaluations) // 2 if mirrored else len(evaluations)
+    if probe.left is not None and probe.shares_frame and x.dtype == probe.right.dtype:
+        rights = probe.right[:count, ...] * evaluations[0].scale
+        return _arrays.low_rank_stack(x, probe.left, rights, mirrored=mirrored, out=out)
+    made = [
+        _arrays.low_rank_update(
+            x, *probe.factors(e.probe or 0), e.scale, out=None if out is None else out[i, ...]
+        )
+        for i, e in enumerate(evaluations)
+    ]
+    return _arrays.namespace(x).stack(made) if out is None else out
+
+
+class Candidates(Sequence[Any]):
+    """The perturbed parameters of a step, made one at a time when they are asked for.
+
+    A sequence of arrays, or of dicts of arrays: each new, none shared with the parameters. Only
+    what the caller keeps stays in memory. Where buffers are reused, each takes the memory of the
+    one before.
+
+    Behind the points of the estimator's evaluations come those along the first probe, and along a
+    step, that are asked for; a scale of 0.0 is the iterate itself.
+
+    Attributes
+    ----------
+    full_batch : bool
+        Whether the losses are wanted of all data, and not of a batch that these points share.
+    """
+
+    def __init__(
+        self,
+        estimator: FiniteDifference,
+        params: Params,
+        probes: tuple[Probe, ...],
+        snapshot: Params | None = None,
+        *,
+        along_probe: tuple[float, ...] = (),
+        along_step: tuple[float, ...] = (),
+        step: tuple[Change, ...] = (),
+        project: Callable[[Any], Any] | None = None,
+        binding: ArrayBinding | None = None,
+    ) -> None:
+        self.params = params
+        self._single = not is_dict(params)
+        self._arrays = leaves_of(params)
+        self._probes, self._step, self._project = probes, step, project
+        self._binding = ArrayBinding() if binding is None else binding
+        self._evaluations, self._mirrored = estimator.evaluations, estimator.mirrored
+        if along_probe or along_step:
+            extra = [Evaluation(0 if scale else None, scale) for scale in along_probe]
+            extra += [Evaluation(_STEP if scale else None, scale) for scale in along_step]
+            self._evaluations = (*self._evaluations, *extra)
+            self._mirrored = (*self._mirrored, *(False for _ in extra))
+        self.full_batch = estimator.full_batch
+        self._snapshot = self._arrays if snapshot is None else leaves_of(snapshot)
+        if snapshot is None and estimator.compares:
+            raise errors.needs_snapshot()
+
+    def __len__(self) -> int:
+        return len(self._evaluations)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._made(index, self._binding)
+
+    def _made(self, index: int, binding: ArrayBinding) -> Any:
+        probe, scale, snapshot = self._evaluations[index]
+        base = self._snapshot if snapshot else self._arrays
+        if probe is None:
+            arrays = binding.copy(base)
+        elif probe == _STEP:
+            point = self._point(binding.shift(base, self._step, scale))
+            return point if self._project is None else self._project(point)
+        else:
+            arrays = binding.displace(base, self._probes, probe, scale)
+        return self._point(arrays)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield all points; those of a central difference share a product where that is faster."""
+        waiting = None
+        for i, mirrored in enumerate(self._mirrored):
+            if waiting is not None:
+                yield waiting
+                waiting = None
+            elif mirrored and (pairs := self._pairs(i)):
+                waiting = self._point([minus for _, minus in pairs])
+                yield self._point([plus for plus, _ in pairs])
+            else:
+                yield self[i]
+
+    def _pairs(self, index: int) -> list[tuple[Array, Array]] | None:
+        probe, scale, snapshot = self._evaluations[index]
+        if probe is None:
+            return None
+        pairs = []
+        base = self._snapshot if snapshot else self._arrays
+        for x, p in zip(base, self._probes, strict=True):
+            pair = _arrays.low_rank_pair(x, *p.factors(probe), scale)
+            if pair is None:
+                return None
+            pairs.append(pair)
+        return pairs
+
+    def stacked(self) -> Any:
+        """Return all points as one array (q, *shape), or as a dict of them.
+
+        Those along the probes are one batched product for each array where its dtype is that of
+        its factors and the probes share its frame; the others are written into the stack.
+        """
+        memory = self._binding.stack_memory(self._arrays, len(self))
+        first, last = self._along_probes()
+        around = [i for i in range(len(self)) if not first <= i < last]
+        fresh = ArrayBinding()
+        others = [leaves_of(self._made(i, fresh)) for i in around] if memory[0] is None else []
+        stacks = []
+        for j, (x, probe, stack) in enumerate(
+            zip(self._arrays, self._probes, memory, strict=True)
+        ):
+            place = None if stack is None else stack[first:last, ...]
+            made = _along(x, probe, self._evaluations[first:last], place) if last > first else []
+            beside = [point[j] for point in others]
+            stacks.append(
+                _arrays.joined(beside[:first], made, beside[first:]) if stack is None else stack
+            )
+        if memory[0] is not None:
+            for i in around:
+                for stack, x in zip(stacks, leaves_of(self[i]), strict=True):
+                    stack[i, ...] = x
+        return self._point(stacks)
+
+    def _along_probes(self) -> tuple[int, int]:
+        """Return the range of points around X that lie along its probes, in their order."""
+        first = sum(1 for e in self._evaluations[:1] if e.probe is None)
+        last = first
+        while last < len(self) and self._evaluations[last] == self._expected(last - first):
+            last += 1
+        return first, last
+
+    def _expected(self, i: int) -> Evaluation:
+        """Return the i-th point of probes that are taken one after the other."""
+        first = next((e for e in self._evaluations if e.probe is not None), Evaluation(None, 0.0))
+        if any(self._mirrored):
+            return Evaluation(i // 2, -first.scale if i % 2 else first.scale)
+        return Evaluation(i, first.scale)
+
+    def _point(self, arrays: list[Array]) -> Any:
+        return arrays[0] if self._single else like_params(self.params, arrays)
