@@ -162,7 +162,7 @@ def invisible_fraction(x: Array, probe: Probe, smoothing: float) -> float:
 
     def unchanged(part: Array, frame: Array | None) -> Array:
         moved = _arrays.low_rank_update(part, frame, right, smoothing)
-        return xp.sum(xp.astype(moved == part, xp.int64))
+        return xp.sum(xp.astype(moved == part, xp.float32))  # exact up to 2**24
 
     if left is None or left.ndim > 2:
         return float(unchanged(x, left)) / _arrays.size(x)
