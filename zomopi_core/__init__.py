@@ -1,8 +1,9 @@
 """Minimise a black-box function of matrices by calling it, never differentiating it."""
 
 from .catalog import methods, zo_mopi, zo_mopi_released, zo_muon
-from .errors import NonFiniteLossError, PrecisionWarning
+from .errors import JournalError, JournalWarning, NonFiniteLossError, PrecisionWarning
 from .first_order import adago, aro, dion, low_rank_msgd, low_rank_muon, mopi, muon
+from .journal import Journal
 from .linear_methods import (
     hizoo,
     lozo,
@@ -22,6 +23,7 @@ from .orthogonalize import newton_schulz, polar, streaming_power_iteration
 from .race import race
 from .race_result import RaceResult
 from .result import Iteration, Result
+from .resume import replay, resume
 from .sampling import Draw, HostSampler, Sampler
 from .update import constant, cosine_decay, linear_decay
 
@@ -29,6 +31,9 @@ __all__ = [
     "Draw",
     "HostSampler",
     "Iteration",
+    "Journal",
+    "JournalError",
+    "JournalWarning",
     "Method",
     "NonFiniteLossError",
     "Optimizer",
@@ -60,6 +65,8 @@ __all__ = [
     "perturb",
     "polar",
     "race",
+    "replay",
+    "resume",
     "streaming_power_iteration",
     "subzero",
     "zo_mopi",

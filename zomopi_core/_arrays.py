@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import math
+import os
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -700,3 +703,99 @@ def _devices(name: str, module: Any) -> list[str]:
         names = [module.cuda.runtime.getDeviceProperties(i)["name"].decode() for i in range(count)]
         return [f"cuda:{i} ({n})" for i, n in enumerate(names)]
     return [f"{d.platform}:{d.id} ({d.device_kind})" for d in module.devices()]
+
+
+def axis_order(x: Array) -> tuple[int, ...]:
+    """Return the axes of `x` from the slowest to the fastest in memory.
+
+    Products take other paths, and round otherwise, for transposed arrays: what is stored and read
+    again must lie as it lay.
+    """
+    strides = getattr(x, "strides", None)
+    if strides is None and compat.is_torch_array(x):
+        strides = x.stride()
+    if strides is None:
+        return tuple(range(x.ndim))
+    return tuple(sorted(range(x.ndim), key=lambda axis: -abs(strides[axis])))
+
+
+def identity(x: Array) -> Any:
+    """Return a key that two arrays share only if they are the same numbers in memory."""
+    if isinstance(x, np.ndarray):
+        return x.__array_interface__["data"][0], x.shape, x.strides, x.dtype.str
+    return id(x)
+
+
+def to_bytes(x: Array) -> np.ndarray[Any, Any]:
+    """Return the bytes of `x` in the order of its axes, on the host."""
+    if compat.is_torch_array(x):
+        torch = sys.modules["torch"]
+        flat = x.detach().contiguous().cpu().reshape(-1)
+        return np.asarray(flat.view(torch.uint8).numpy())
+    return np.ascontiguousarray(to_host(x)).reshape(-1).view(np.uint8)
+
+
+def from_bytes(
+    data: np.ndarray[Any, Any], name: str, shape: tuple[int, ...], like: Array
+) -> Array:
+    """Return an array of the dtype `name` from its bytes, in the library and place of `like`."""
+    xp = namespace(like)
+    if compat.is_torch_array(like):
+        flat = sys.modules["torch"].from_numpy(data.copy()).view(getattr(xp, name))
+        return flat.reshape(shape).to(like.device)
+    dtype = np.dtype(getattr(xp, name)) if name == "bfloat16" else np.dtype(name)
+    values = data.view(dtype).reshape(shape)
+    if xp is np:
+        return np.array(values)
+    return xp.asarray(values, device=device(like))
+
+
+def surroundings(x: Array) -> dict[str, str]:
+    """Return what the bits of a computation on `x` depend on, beside the program.
+
+    Returns
+    -------
+    dict of str to str
+        ``"library"``, ``"version"``, ``"device"`` (a CPU's or GPU's model), ``"threads"``, and
+        for NumPy ``"scipy"``, its version.
+    """
+    name = library(namespace(x))
+    version = str(getattr(sys.modules.get(name), "__version__", "unknown"))
+    threads = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""
+    if name == "torch":
+        threads = str(sys.modules["torch"].get_num_threads())
+    elif not threads.isdigit():
+        threads = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "")
+    result = {"library": name, "version": version, "device": _model(x), "threads": threads}
+    if name == "numpy":  # whose products are added by SciPy's BLAS where there is one
+        result["scipy"] = _installed_version("scipy")
+    return result
+
+
+@functools.cache
+def _installed_version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def _model(x: Array) -> str:
+    if compat.is_torch_array(x) and x.device.type == "cuda":
+        return str(sys.modules["torch"].cuda.get_device_name(x.device))
+    if compat.is_cupy_array(x):
+        properties = sys.modules["cupy"].cuda.runtime.getDeviceProperties(x.device.id)
+        return str(properties["name"].decode())
+    if on_gpu(x):
+        return str(next(iter(x.devices())).device_kind)
+    return _cpu()
+
+
+@functools.cache
+def _cpu() -> str:
+    """Return the model of the CPU, or its architecture where the system does not tell."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,13 +15,14 @@ from ._progress import progress_display
 from .catalog import find_method, tuned_method
 from .constraints import Projection
 from .costs import StepCosts
+from .failures import Failures
+from .journal import Journal, Recorder, as_journal
 from .method import Method
-from .objective import Objective
+from .objective import Objective, check_params
 from .optimizer import Optimizer
 from .result import Iteration, Result
 from .run import (
-    CHECKS,
-    Failures,
+    Rules,
     Run,
     seed_of_keys,
     spare_queries,
@@ -53,6 +55,7 @@ def minimize(
     on_failure: str | Mapping[str, str] | None = None,
     callback: Callable[[Iteration], Any] | None = None,
     progress: bool = False,
+    journal: str | os.PathLike[str] | Journal | None = None,
 ) -> Result:
     """Minimise a function of matrices by calling it, without derivatives.
 
@@ -117,6 +120,9 @@ def minimize(
         stops the run.
     progress : bool
         Whether to show a progress bar (extra ``cli``).
+    journal : str, path or Journal, optional
+        File in which the run is recorded, so that `resume` goes on after a crash and `replay`
+        gives the parameters of any step. It must not exist.
 
     Returns
     -------
@@ -184,28 +190,51 @@ def minimize(
     if steps is not None:
         method = method.with_horizon(steps)
     failures = Failures(on_failure)
+    rules = Rules(max_queries, max_steps, max_time, target, stagnation)
+    journal = as_journal(journal)
+    if journal is not None:
+        if gradient is not None:
+            raise errors.journal_of_gradients()
+        x0 = check_params(x0)
+    optimizer = Optimizer(
+        x0,
+        method=method,
+        seed=seed,
+        bounds=bounds,
+        project=project,
+        reuse_buffers=reuse_buffers,
+    )
+    recorder = None
+    if journal is not None:
+        settings = {
+            **rules._asdict(),
+            "vectorized": vectorized,
+            "reuse_buffers": reuse_buffers,
+            "on_failure": failures.policy,
+        }
+        sampler = optimizer.state.random.sampler
+        recorder = Recorder.start(
+            journal, "minimize", x0, optimizer.method, sampler, bounds, project, settings
+        )
     run = Run(
-        Optimizer(
-            x0,
-            method=method,
-            seed=seed,
-            bounds=bounds,
-            project=project,
-            reuse_buffers=reuse_buffers,
-        ),
+        optimizer,
         objective,
         failures,
         gradient=gradient,
         seed=seed_of_keys(seed),
         constrained=constrained,
-        max_queries=max_queries,
-        max_steps=max_steps,
-        max_time=max_time,
-        target=target,
-        stagnation=stagnation,
+        rules=rules,
+        recorder=recorder,
     )
+    return drive(run, callback, progress)
+
+
+def drive(run: Run, callback: Callable[[Iteration], Any] | None, progress: bool) -> Result:
+    """Take steps until a rule ends the run, and return what was reached."""
+    rules = run.rules
+    limits = rules.max_queries, rules.max_steps, rules.max_time
     try:
-        with progress_display(progress, max_queries, max_steps, max_time) as show:
+        with progress_display(progress, *limits) as show:
             status = _loop(run, callback, show)
             run.settle(status)
     except KeyboardInterrupt:
@@ -215,10 +244,13 @@ def minimize(
         with contextlib.suppress(Exception):
             error.result = run.result("failed", f"{type(error).__name__}: {error}")  # type: ignore[attr-defined]
             error.add_note(
-                f"zomopi: after {run.optimizer.nit} steps and {objective.calls} evaluations; "
+                f"zomopi: after {run.optimizer.nit} steps and {run.objective.calls} evaluations; "
                 "the attribute `result` of this exception holds what was reached"
             )
         raise
+    finally:
+        if run.recorder is not None:
+            run.recorder.close()
     return run.result(status)
 
 
@@ -238,12 +270,15 @@ def _loop(
     callback: Callable[[Iteration], Any] | None,
     show: Callable[[Iteration], None] | None,
 ) -> str:
-    starts_with_loss = run.constrained or run.gradient is not None
-    if run.spare == CHECKS and not starts_with_loss:
-        run.best.offer(run.evaluate_at(run.optimizer.x), 0, run.optimizer.x)
+    recorder, optimizer = run.recorder, run.optimizer
+    run.begin()
     step = run.step if run.gradient is None else run.gradient_step
     while (status := run.why_stop()) is None:
         step()
+        if recorder is not None:
+            if recorder.replays:  # told in the life of the run that recorded it
+                continue
+            recorder.after_step(optimizer.nit, run.state)
         if show is not None:
             show(run.iteration())
         if callback is not None:
@@ -252,7 +287,7 @@ def _loop(
             except StopIteration:
                 stop = True
             if stop:
-                return "callback"
+                return run.stop("callback")
     return status
 
 

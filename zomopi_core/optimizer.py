@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import numbers
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from . import _arrays, errors
@@ -14,7 +16,8 @@ from .binding import ArrayBinding, Candidates
 from .catalog import find_method
 from .constraints import Projection, projection
 from .estimator import FiniteDifference
-from .losses import check_losses
+from .journal import Journal, Recorder, as_journal
+from .losses import check_losses, join_losses, scalar_loss
 from .method import Method, State, leaves_of, like_params
 from .objective import (
     check_finite,
@@ -23,6 +26,7 @@ from .objective import (
     frobenius,
     invisible_fraction,
 )
+from .point import Point, Snapshot
 from .rule import Probe
 from .sampling import Sampler
 from .tuning import (
@@ -36,25 +40,6 @@ from .tuning import (
     start_tuning,
 )
 from .update import Change
-
-
-class Snapshot(NamedTuple):
-    """Parameters remembered by a method with `Method.snapshots`, and the step they began."""
-
-    params: Any
-    step: int
-
-
-class Point(NamedTuple):
-    """Parameters and the method's state that belongs to them; replaced as a whole."""
-
-    params: Any
-    state: State
-    refreshed_at: int  # step for which the subspace was drawn
-    tuning: Tuning | None  # None where learning rate and smoothing were given
-    direction: tuple[Change, ...]  # of the last step, for rate 1; empty where none is needed
-    best: Any  # parameters of the best iterate that a line search measured
-    snapshot: Snapshot | None = None
 
 
 class Asked(NamedTuple):
@@ -92,6 +77,9 @@ class Optimizer:
         Whether the points of `ask` share one piece of memory and iterates take turns in theirs,
         which saves the time of allocating them. A point is then good until the next one is made,
         and `x` until the next step: copy what you keep.
+    journal : str, path or Journal, optional
+        File in which every `tell` is recorded before its step is taken, so that
+        `Optimizer.resume` goes on after a crash. It must not exist.
 
     Raises
     ------
@@ -121,9 +109,11 @@ class Optimizer:
         bounds: Any = None,
         project: Projection | None = None,
         reuse_buffers: bool = False,
+        journal: str | os.PathLike[str] | Journal | None = None,
     ) -> None:
         self._binding = ArrayBinding(reuse_buffers=flag("reuse_buffers", reuse_buffers))
-        params = check_params(x0)
+        journal = as_journal(journal)
+        start = params = check_params(x0)
         for x in leaves_of(params):
             _arrays.freeze(x)
         self.method = find_method(method)
@@ -134,6 +124,7 @@ class Optimizer:
         tuning = start_tuning(self.method, params)
         self._point = Point(params, self.method.init(params, seed), 0, tuning, (), params)
         self._asked: Asked | None = None
+        self._told: dict[int, Any] = {}  # losses of the pending question, told in part
         self._warned = self._handed_over = False
         #: returns the parameters beside its own whose memory whoever drives it still needs
         self.held: Callable[[], list[Any]] = list
@@ -144,6 +135,49 @@ class Optimizer:
         self._cached_rates: tuple[int, tuple[Any, Any], float] = (-1, (0.0, 0.0), 0.0)
         self._unit = 1.0 if unit is None else float(unit)
         self._compile()
+        self._recorder: Recorder | None = None
+        if journal is not None:
+            sampler, rules = self.state.random.sampler, {"reuse_buffers": reuse_buffers}
+            self._recorder = Recorder.start(
+                journal, "optimizer", start, self.method, sampler, bounds, project, rules
+            )
+
+    @classmethod
+    def resume(
+        cls,
+        journal: str | os.PathLike[str] | Journal,
+        *,
+        x0: Any = None,
+        method: Method | None = None,
+        seed: Sampler | None = None,
+        bounds: Any = None,
+        project: Projection | None = None,
+        exact: bool = True,
+    ) -> Optimizer:
+        """Return the optimizer of a journal where it was, ready for the next `ask`.
+
+        Parameters
+        ----------
+        journal : str, path or Journal
+            What an optimizer was given as `journal`; it goes on recording there.
+        x0, method, seed, bounds, project, exact
+            As in `resume`.
+
+        Returns
+        -------
+        Optimizer
+            Losses that were told in part are known: `missing` lists the others.
+
+        Raises
+        ------
+        JournalError
+            If the journal cannot be used, or not with these arguments.
+        """
+        from .resume import resume_optimizer
+
+        return resume_optimizer(
+            journal, x0=x0, method=method, seed=seed, bounds=bounds, project=project, exact=exact
+        )
 
     def _compile(self) -> None:
         self._draws = self.method.draws_in_update
@@ -161,12 +195,13 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         # What was compiled stays behind, and so do the points: they are made again.
-        compiled = {"_advance", "_advance_at_snapshot", "_descend"}
+        # A copy records nothing: two writers would end a journal.
+        compiled = {"_advance", "_advance_at_snapshot", "_descend", "_recorder"}
         state = {k: v for k, v in self.__dict__.items() if k not in compiled}
         return state | {"_asked": self._pending() is not None, "held": list}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state | {"_asked": None})
+        self.__dict__.update(state | {"_asked": None, "_recorder": None})
         self._compile()
         if state["_asked"]:
             self.ask()
@@ -330,7 +365,15 @@ class Optimizer:
             self._point = self._point._replace(state=state, refreshed_at=state.step)
         return params, state
 
-    def tell(self, losses: Any) -> None:
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the pending question's points whose losses are still to be told."""
+        asked = self._pending()
+        if asked is None:
+            return []
+        return [i for i in range(len(asked.points)) if i not in self._told]
+
+    def tell(self, losses: Any, indices: Sequence[int] | None = None) -> None:
         """Take a step from the losses of the points that `ask` returned.
 
         Parameters
@@ -338,18 +381,64 @@ class Optimizer:
         losses : sequence of float or of 0-d arrays, or 1-d array
             One for each point, in their order. A probe with a loss that is NaN or infinite has
             no part in the step; without any valid probe the step changes nothing.
+        indices : sequence of int, optional
+            The numbers of the points, where these are some of the losses or not in their order.
+            The step is taken with the last of them; until then `missing` lists the others.
 
         Raises
         ------
         RuntimeError
             If no `ask` is pending.
         ValueError, TypeError
-            If the losses are not as many real numbers as there were points.
+            If the losses are not as many real numbers as there were points, or as `indices`; if
+            an index is none of a point, or its loss was told before.
         """
         asked = self._pending()
         if asked is None:
             raise errors.tell_before_ask()
-        self._take_step(check_losses(losses, len(asked.points), _wrong_number))
+        count = len(asked.points)
+        if indices is not None:
+            self._tell_part(check_losses(losses, len(indices), _wrong_part), indices, count)
+            if len(self._told) < count:
+                return
+            checked = join_losses([self._told[i] for i in range(count)])
+        elif self._told:
+            raise errors.told_in_part(self.missing)
+        else:
+            checked = check_losses(losses, count, _wrong_number)
+        if self._recorder is not None:
+            checked = self._recorder.tell(self, checked)
+        self._take_step(checked)
+        self._told = {}
+        if self._recorder is not None:
+            self._recorder.after_step(self.nit, lambda: {"point": self._point})
+
+    def _tell_part(self, losses: Array, indices: Sequence[int], count: int) -> None:
+        known = set(self._told)
+        for i in indices:
+            if isinstance(i, bool) or not isinstance(i, numbers.Integral) or not 0 <= i < count:
+                raise errors.no_such_point(i, count)
+            if i in known:
+                raise errors.told_before(int(i))
+            known.add(int(i))
+        for i, loss in zip(indices, losses, strict=True):
+            scalar = scalar_loss(loss)
+            if self._recorder is not None:
+                self._recorder.write_probe(int(i), scalar)
+            self._told[int(i)] = scalar
+
+    def close(self) -> None:
+        """Close the journal, if there is one; after that, steps are no longer recorded."""
+        if self._recorder is not None:
+            self._recorder.save(self.nit, lambda: {"point": self._point})
+            self._recorder.close()
+            self._recorder = None
+
+    def _restore(self, point: Point) -> None:
+        """Go on from a point of this method, on parameters of this form."""
+        for x in leaves_of(point.params):
+            _arrays.freeze(x)
+        self._point, self._asked, self._told = point, None, {}
 
     def _take_step(self, losses: Array) -> None:
         """Do the work of `tell` for a 1-d array of losses that was checked before."""
@@ -516,3 +605,8 @@ _INVISIBLE = 0.5
 def _wrong_number(shape: tuple[int, ...], expected: int) -> Exception:
     got = shape[0] if len(shape) == 1 else f"an array of shape {shape}"
     return errors.wrong_number_of_losses(got, expected)
+
+
+def _wrong_part(shape: tuple[int, ...], expected: int) -> Exception:
+    got = shape[0] if len(shape) == 1 else f"an array of shape {shape}"
+    return errors.wrong_part_of_losses(got, expected)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import numbers
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _arrays, errors
-from ._checks import check_name
+from ._journal_file import Row
 from .binding import Candidates
 from .costs import StepCosts
+from .failures import Failures
+from .journal import Recorder, mean_of_finite, note_of, pack_losses, read_note
 from .method import Method, leaves_of, like_params
 from .objective import Objective, check_gradient, takes_key
 from .optimizer import Optimizer
@@ -26,6 +28,8 @@ CHECKS = 3
 _STEPS_WORTH_CHECKS = 10
 # A budget of this many steps pays for measuring the noise of the function.
 _NOISE_WORTH = 20
+
+_NO_LOSSES = pack_losses(np.zeros(0))
 
 _MESSAGES = {
     "max_queries": "The budget of evaluations is spent.",
@@ -79,62 +83,14 @@ class Best:
         return self._point if self._candidates is None else self._candidates[self._index]
 
 
-class Failures:
-    """What happens to a loss that is not finite, and to an exception in the function."""
+class Rules(NamedTuple):
+    """What ends a run; None where there is no such rule. See `minimize`."""
 
-    KINDS = ("non-finite", "exception")
-    POLICIES = ("skip", "raise")
-
-    def __init__(self, on_failure: str | Mapping[str, str] | None) -> None:
-        policy = {"non-finite": "skip", "exception": "raise"}
-        if isinstance(on_failure, Mapping):
-            for kind in on_failure:
-                check_name("on_failure's keys", kind, self.KINDS)
-            policy |= on_failure
-        elif on_failure is not None:
-            policy = dict.fromkeys(self.KINDS, on_failure)
-        for value in policy.values():
-            check_name("on_failure", value, self.POLICIES)
-        self._policy = policy
-        self.count = self.gradients = 0
-        self.first: str | None = None
-
-    def of_exception(self, error: Exception) -> float:
-        """Return the loss that stands for an exception, or raise it."""
-        if self._policy["exception"] == "raise":
-            raise error
-        self.first = self.first or f"{type(error).__name__}: {error}"
-        return math.nan
-
-    def check(self, losses: list[float]) -> None:
-        """Count the losses that are not finite; raise if the policy says so."""
-        if all(map(math.isfinite, losses)):
-            return
-        if self._policy["non-finite"] == "raise":
-            raise errors.NonFiniteLossError(f"fun returned a loss that is not finite: {losses}")
-        bad = [x for x in losses if not math.isfinite(x)]
-        self.count += len(bad)
-        self.first = self.first or f"a loss of {bad[0]}"
-
-    def of_gradient(self, cause: str) -> None:
-        """Count a gradient that failed."""
-        self.count += 1
-        self.first = self.first or cause
-
-    def check_gradient(self, finite: bool) -> None:
-        """Count a gradient that is not finite; raise if the policy says so."""
-        if finite:
-            return
-        if self._policy["non-finite"] == "raise":
-            raise errors.NonFiniteLossError("gradient returned a number that is not finite")
-        self.of_gradient("a gradient that is not finite")
-
-    def describe(self, calls: int) -> str:
-        """Return a sentence on what failed, empty if nothing did."""
-        if not self.count:
-            return ""
-        total = calls + self.gradients
-        return f" {self.count} of {total} evaluations failed, the first with {self.first}."
+    max_queries: int | None = None
+    max_steps: int | None = None
+    max_time: float | None = None
+    target: float | None = None
+    stagnation: int | None = None
 
 
 class Run:
@@ -149,20 +105,16 @@ class Run:
         gradient: Callable[..., Any] | None,
         seed: int,
         constrained: bool,
-        max_queries: int | None,
-        max_steps: int | None,
-        max_time: float | None,
-        target: float | None,
-        stagnation: int | None,
+        rules: Rules,
+        recorder: Recorder | None = None,
     ) -> None:
         self.optimizer, self.objective, self.failures = optimizer, objective, failures
         self.gradient = gradient
         self.seed, self.constrained = seed, constrained
-        self.max_queries, self.max_steps, self.max_time = max_queries, max_steps, max_time
-        self.target, self.stagnation = target, stagnation
+        self.rules, self.recorder = rules, recorder
         costs = step_costs(optimizer.method, constrained)
-        self.spare = spare_queries(max_queries, costs)
-        if max_queries is not None and max_queries < costs.of(_NOISE_WORTH):
+        self.spare = spare_queries(rules.max_queries, costs)
+        if rules.max_queries is not None and rules.max_queries < costs.of(_NOISE_WORTH):
             optimizer.skip_noise()
         self._same_queries: int | None = None  # where all steps cost the same
         if gradient is not None:
@@ -190,23 +142,69 @@ class Run:
             return False
         return self.per_step > self.optimizer.probe_queries > 0
 
-    def evaluate(self, points: Any, full_batch: bool = False) -> tuple[Any, list[float]]:
-        """Return the losses of `points`, where they were computed and as numbers."""
-        key = step_key(self.seed, self.optimizer.nit) if self.objective.takes_key else 0
-        losses = self.objective(points, None if full_batch else key, self.failures.of_exception)
-        host = _arrays.to_host(losses).tolist()
-        if not math.isfinite(sum(host)):  # one test for all in the usual case
-            self.failures.check(host)
+    def evaluate(
+        self, kind: str, points: Any, full_batch: bool = False, count: int | None = None
+    ) -> tuple[Any, list[float]]:
+        """Return the losses of `points`, where they were computed and as numbers.
+
+        What is recorded is not evaluated again. Of the losses the first `count`, by default all,
+        make the loss that is told.
+        """
+        recorder, step = self.recorder, self.optimizer.nit
+        if recorder is None:
+            losses = self._evaluated(points, full_batch)
+            return losses, self._checked(losses)
+        if (row := recorder.take(kind, step)) is not None:
+            losses = recorder.losses(row, len(points))
+            self._absorb(row)
+            return losses, _arrays.to_host(losses).tolist()
+        failed = self.failures.count
+        losses = recorder.native(self._evaluated(points, full_batch))
+        host = self._checked(losses)
+        failed = self.failures.count - failed
+        rate = math.nan if kind else self.optimizer.learning_rate
+        note = note_of(failed=failed, first=self.failures.first) if failed else ""
+        loss, calls = mean_of_finite(host[:count]), self.objective.calls
+        packed = pack_losses(losses)
+        recorder.write(Row(step, kind, calls, loss, rate, self.elapsed, packed, note))
         return losses, host
 
-    def evaluate_at(self, point: Any, full_batch: bool | None = None) -> float:
+    def _evaluated(self, points: Any, full_batch: bool) -> Any:
+        key = step_key(self.seed, self.optimizer.nit) if self.objective.takes_key else 0
+        return self.objective(points, None if full_batch else key, self.failures.of_exception)
+
+    def _checked(self, losses: Any) -> list[float]:
+        host: list[float] = _arrays.to_host(losses).tolist()
+        if not math.isfinite(sum(host)):  # one test for all in the usual case
+            self.failures.check(host)
+        return host
+
+    def _absorb(self, row: Row) -> None:
+        """Take over the counts of a recorded row."""
+        self.objective.calls = row.queries
+        self.began = time.perf_counter() - row.elapsed
+        if row.note:
+            self.failures.recall(read_note(row))
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began, those of its life before a crash among them."""
+        return time.perf_counter() - self.began
+
+    def evaluate_at(self, kind: str, point: Any, full_batch: bool | None = None) -> float:
         """Return the loss at a point, of which the function gets a copy.
 
         A function that was told when all data are wanted is checked on all data, by default.
         """
         if full_batch is None:
             full_batch = self.optimizer.method.takes_full_batches
-        return self.evaluate([self.optimizer.fresh(point)], full_batch)[1][0]
+        return self.evaluate(kind, [self.optimizer.fresh(point)], full_batch)[1][0]
+
+    def begin(self) -> None:
+        """Evaluate x0 where no step will and the budget pays for it."""
+        starts_with_loss = self.constrained or self.gradient is not None
+        if self.spare == CHECKS and not starts_with_loss and not self.optimizer.nit:
+            self.best.offer(self.evaluate_at("start", self.optimizer.x), 0, self.optimizer.x)
 
     def step(self) -> None:
         """Take a step from the losses of its probes."""
@@ -216,14 +214,10 @@ class Run:
         candidates = optimizer.ask()
         full_batch = candidates.full_batch
         if evaluates_iterate:
-            loss = self.evaluate_at(optimizer.x, full_batch)
+            loss = self.evaluate_at("iterate", optimizer.x, full_batch)
             self.best.offer(loss, optimizer.nit, optimizer.x)
-        losses, host = self.evaluate(candidates, full_batch)
-        of_probes = host if count is None else host[:count]
-        loss = sum(of_probes) / len(of_probes)
-        if not math.isfinite(loss):
-            finite = [x for x in of_probes if math.isfinite(x)]
-            loss = sum(finite) / len(finite) if finite else math.nan
+        losses, host = self.evaluate("", candidates, full_batch, count)
+        loss = mean_of_finite(host[:count])
         if not self.constrained:
             whole = math.isfinite(loss if count is None else sum(host))
             lowest = min(host) if whole else -math.inf
@@ -239,7 +233,7 @@ class Run:
         optimizer, gradient = self.optimizer, self.gradient
         assert gradient is not None
         rate, point = optimizer.learning_rate, optimizer.x
-        loss = self.evaluate_at(point)
+        loss = self.evaluate_at("iterate", point)
         self.best.offer(loss, optimizer.nit, point)
         keywords = {}
         if takes_key(gradient):
@@ -262,8 +256,7 @@ class Run:
 
     def record(self, loss: float, rate: float) -> None:
         """Add a step to the history."""
-        elapsed = time.perf_counter() - self.began
-        self.rows.append((self.objective.calls, loss, self.best.loss, rate, elapsed))
+        self.rows.append((self.objective.calls, loss, self.best.loss, rate, self.elapsed))
 
     def iteration(self) -> Iteration:
         """Return what there is to tell of the last step."""
@@ -273,21 +266,49 @@ class Run:
 
     def why_stop(self) -> str | None:
         """Return the name of the rule that ends the run now, or None."""
-        nit = self.optimizer.nit
-        if self.target is not None and self.reached(self.target):
+        status = self._broken_rule()
+        recorder = self.recorder
+        if recorder is None:
+            return status or ("max_time" if self._late() else None)
+        if status is None and recorder.replays:  # of time and callback only the outcome is known
+            row = recorder.peek()
+            if row is None or row.kind != "stop":
+                return None
+            status = str(read_note(row).get("status"))
+            if status not in _MESSAGES:
+                raise errors.other_run(f"it ended for the unknown reason {status!r:.40}")
+        elif status is None and self._late():
+            status = "max_time"
+        return None if status is None else self.stop(status)
+
+    def stop(self, status: str) -> str:
+        """Record that the run ends, and return why."""
+        recorder, step = self.recorder, self.optimizer.nit
+        if recorder is not None and recorder.take("stop", step) is None:
+            calls, note = self.objective.calls, note_of(status=status)
+            recorder.save(step, self.state)
+            recorder.write(
+                Row(step, "stop", calls, math.nan, math.nan, self.elapsed, _NO_LOSSES, note)
+            )
+        return status
+
+    def _late(self) -> bool:
+        return self.rules.max_time is not None and self.elapsed >= self.rules.max_time
+
+    def _broken_rule(self) -> str | None:
+        nit, rules = self.optimizer.nit, self.rules
+        if rules.target is not None and self.reached(rules.target):
             return "target"
-        if self.max_queries is not None:
-            left = self.max_queries - self.objective.calls - min(self.spare, 2)
+        if rules.max_queries is not None:
+            left = rules.max_queries - self.objective.calls - min(self.spare, 2)
             if left < self.next_queries:
                 # The last steps go without the points that would tune the steps after them.
                 self.optimizer.skip_search()
                 if left < self.next_queries:
                     return "max_queries"
-        if self.max_steps is not None and nit >= self.max_steps:
+        if rules.max_steps is not None and nit >= rules.max_steps:
             return "max_steps"
-        if self.max_time is not None and time.perf_counter() - self.began >= self.max_time:
-            return "max_time"
-        if self.stagnation is not None and nit - self.best.steps >= self.stagnation:
+        if rules.stagnation is not None and nit - self.best.steps >= rules.stagnation:
             return "stagnation"
         return None
 
@@ -297,7 +318,7 @@ class Run:
         A function that gives another value there is noisy, and its lowest value of many was luck.
         """
         if self.best.loss <= target and self.affords(1):
-            self.best.correct(self.evaluate_at(self.best.point))
+            self.best.correct(self.evaluate_at("target", self.best.point))
         return self.best.loss <= target
 
     @property
@@ -309,19 +330,43 @@ class Run:
 
     def affords(self, queries: int) -> bool:
         """Tell whether the budget pays for so many evaluations more."""
-        return self.max_queries is None or self.objective.calls + queries <= self.max_queries
+        most = self.rules.max_queries
+        return most is None or self.objective.calls + queries <= most
 
     def settle(self, status: str) -> None:
         """Choose between the best point seen and the last iterate by fresh evaluations."""
         if not self.spare or status == "target":
             return
         if self.affords(1) and math.isfinite(self.best.loss):
-            again = self.evaluate_at(self.best.point)
+            again = self.evaluate_at("best", self.best.point)
             if math.isfinite(again):  # a failure is no loss
                 self.best.correct(again)
         if self.affords(1) and self.optimizer.nit:
             last = self.optimizer.x
-            self.best.offer(self.evaluate_at(last), self.optimizer.nit, last)
+            self.best.offer(self.evaluate_at("last", last), self.optimizer.nit, last)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the rest of the run depends on."""
+        best, failures = self.best, self.failures
+        return {
+            "point": self.optimizer._point,
+            "best": {"loss": best.loss, "steps": best.steps, "point": best.point},
+            "history": np.asarray(self.rows, dtype=np.float64).reshape(-1, 5),
+            "calls": self.objective.calls,
+            "elapsed": self.elapsed,
+            "failures": failures.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.optimizer._restore(state["point"])
+        best = state["best"]
+        self.best = Best(best["point"])
+        self.best.loss, self.best.steps = best["loss"], best["steps"]
+        self.rows = [(int(q), *rest) for q, *rest in state["history"].tolist()]
+        self.objective.calls = state["calls"]
+        self.began = time.perf_counter() - state["elapsed"]
+        self.failures.restore(state["failures"])
 
     def result(self, status: str, message: str | None = None) -> Result:
         """Return what was reached."""
@@ -331,8 +376,8 @@ class Run:
         history["queries"] = history["queries"].astype(np.int64)
         best = self.best
         success = status not in ("interrupted", "failed") and math.isfinite(best.loss)
-        if self.target is not None:
-            success = success and best.loss <= self.target
+        if self.rules.target is not None:
+            success = success and best.loss <= self.rules.target
         x, last = (self.optimizer.hand_over(point) for point in (best.point, self.optimizer.x))
         return Result(
             x,

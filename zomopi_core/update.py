@@ -86,6 +86,19 @@ class _Decay:
         return rate
 
 
+@dataclass(frozen=True)
+class _Constant:
+    """The same rate at every step; an object, so that it can be stored and compared."""
+
+    rate: float
+
+    def __post_init__(self) -> None:
+        as_python(self, rate=partial(positive, "rate"))
+
+    def __call__(self, step: Any) -> float:
+        return self.rate
+
+
 def constant(rate: float) -> Schedule:
     """Return a schedule that gives `rate` at every step.
 
@@ -110,8 +123,7 @@ def constant(rate: float) -> Schedule:
     >>> zo.constant(0.1)(1000)
     0.1
     """
-    rate = positive("rate", rate)
-    return lambda step: rate
+    return _Constant(rate)
 
 
 def linear_decay(peak: float, steps: int, *, warmup: int = 0, final: float = 0.0) -> Schedule:

@@ -1,0 +1,394 @@
+"""The file of a journal: an SQLite database with one checksummed row an evaluation of a step.
+
+Each row's checksum goes on from that of the row before, and the first from the header's: a row
+that was changed, moved, left out or taken from another run is found. What SQLite promises of
+its write-ahead log is what the journal promises: after a crash of the process all rows are there,
+after a loss of power those that had reached the disk, and no row is there in part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sqlite3
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import errors
+from ._file_lock import FileLock
+
+FORMAT = 1
+_APPLICATION = 0x7A6F6D70  # "zomp"
+_TABLES = {
+    "header": "CREATE TABLE header (value TEXT NOT NULL, checksum INTEGER NOT NULL)",
+    "evaluation": (
+        "CREATE TABLE evaluation (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, "
+        "kind TEXT NOT NULL, queries INTEGER NOT NULL, loss REAL, learning_rate REAL, "
+        "elapsed REAL NOT NULL, losses BLOB NOT NULL, note TEXT NOT NULL, "
+        "checksum INTEGER NOT NULL)"
+    ),
+    "probe": (
+        "CREATE TABLE probe (position INTEGER PRIMARY KEY, loss BLOB NOT NULL, "
+        "checksum INTEGER NOT NULL)"
+    ),
+}
+_COLUMNS = "id, step, kind, queries, loss, learning_rate, elapsed, losses, note, checksum"
+# The longest text or blob that is read: 65,536 losses take an eighth of it.
+_LONGEST = 4 * 2**20
+# Pages of the log (4 KiB each) after which it is taken into the file.
+_PAGES = 1000
+_WAIT_SECONDS = 10.0
+
+#: what the losses of a row were evaluated for
+KINDS = {
+    "": "the points of a step",
+    "start": "x0",
+    "iterate": "the iterate of a step",
+    "target": "the best point, to confirm it",
+    "best": "the best point, at the end",
+    "last": "the last iterate, at the end",
+    "guard": "the best point, to go back to it",
+    "stop": "nothing: the run ended",
+}
+
+
+class Row(NamedTuple):
+    """One evaluation of points.
+
+    Attributes
+    ----------
+    step : int
+        Steps taken before it.
+    kind : str
+        One of `KINDS`.
+    queries : int
+        Evaluations of the function up to and with this one.
+    loss : float
+        Mean of the finite losses of the points that make the estimate, NaN where there is none.
+    learning_rate : float
+        Of the step; NaN beside the steps.
+    elapsed : float
+        Seconds since the run began.
+    losses : bytes
+        As `pack_losses` makes them.
+    note : str
+        JSON: what failed, or the status at the end; empty where there is nothing to say.
+    """
+
+    step: int
+    kind: str
+    queries: int
+    loss: float
+    learning_rate: float
+    elapsed: float
+    losses: bytes
+    note: str = ""
+
+
+class JournalFile:
+    """A journal open for writing, by this process alone.
+
+    Parameters
+    ----------
+    path : Path
+        An existing journal.
+    durable : bool
+        Whether each row is forced to the disk before the next step.
+
+    Raises
+    ------
+    JournalError
+        If it is no journal, is damaged, of a newer format, or written by another process.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = False) -> None:
+        self.path, self.durable = path, durable
+        self._owner = os.getpid()
+        self._lock = _locked(path)
+        try:
+            self._connection = _connect(path, write=True)
+            with _explained(path):
+                _check_schema(self._connection, path)
+                self.header, self._checksum = _read_header(self._connection, path)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._id, self._last = 0, self._checksum
+        self._in_flight = self._writes = False
+
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """Yield the rows and their numbers; writing goes on behind the last of them."""
+        for number, row, checksum in _read_rows(self._connection, self.path, self._checksum):
+            self._id, self._last = number, checksum
+            yield number, row
+
+    def probes(self) -> dict[int, bytes]:
+        """Return the packed losses of single probes of the evaluation that was under way."""
+        with _explained(self.path):
+            return _read_probes(self._connection, self.path, self._last)
+
+    def begin(self) -> None:
+        """Make ready to write behind the last row that `rows` gave; until then nothing changes."""
+        execute = self._connection.execute
+        with _explained(self.path):
+            execute("PRAGMA journal_mode=WAL")
+            execute(f"PRAGMA synchronous={'FULL' if self.durable else 'NORMAL'}")
+            execute(f"PRAGMA wal_autocheckpoint={_PAGES}")
+            self._in_flight = execute("SELECT 1 FROM probe LIMIT 1").fetchone() is not None
+        self._writes = True
+
+    def append(self, row: Row) -> int:
+        """Write a row, and forget the single probes that it holds; return its number."""
+        number, checksum = self._id + 1, _chain(self._last, self._id + 1, row)
+        values = (
+            number,
+            row.step,
+            row.kind,
+            row.queries,
+            _null(row.loss),
+            _null(row.learning_rate),
+            row.elapsed,
+            row.losses,
+            row.note,
+            checksum,
+        )
+        execute = self._connection.execute
+        if not self._in_flight:
+            execute(_INSERT, values)  # a transaction of its own
+        else:
+            execute("BEGIN")
+            try:
+                execute(_INSERT, values)
+                execute("DELETE FROM probe")
+                execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    execute("ROLLBACK")
+                raise
+        self._id, self._last, self._in_flight = number, checksum, False
+        return number
+
+    def append_probe(self, position: int, loss: bytes) -> None:
+        """Write the loss of one point of the evaluation that is under way."""
+        checksum = _signed(zlib.crc32(struct.pack("<q", position) + loss, self._last & _MASK))
+        self._in_flight = True
+        self._connection.execute(
+            "INSERT OR REPLACE INTO probe VALUES (?, ?, ?)", (position, loss, checksum)
+        )
+
+    def close(self) -> None:
+        """Bring all into the one file, which can then be copied or read from anywhere."""
+        if self._owner != os.getpid():
+            return
+        if self._writes:
+            with contextlib.suppress(sqlite3.Error):  # a reader that is there may forbid it
+                self._connection.execute("PRAGMA busy_timeout=0")
+                self._connection.execute("PRAGMA journal_mode=DELETE")
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.close()
+        self._lock.release()
+
+
+_INSERT = "INSERT INTO evaluation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_MASK = 0xFFFFFFFF
+
+
+def create(path: Path, header: dict[str, Any], *, durable: bool = False) -> JournalFile:
+    """Make a new journal and open it; nothing that exists is overwritten.
+
+    It appears under its name with its header in it, or not at all.
+    """
+    lock = _locked(path)  # so that two that create the same one do not meet
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.exists() or path.is_symlink():
+            raise errors.journal_exists(path)
+        draft.unlink(missing_ok=True)
+        text = json.dumps(header, sort_keys=True)
+        connection = sqlite3.connect(draft, isolation_level=None)
+        try:
+            connection.execute(f"PRAGMA application_id={_APPLICATION}")
+            connection.execute(f"PRAGMA user_version={FORMAT}")
+            connection.execute("BEGIN")
+            for statement in _TABLES.values():
+                connection.execute(statement)
+            connection.execute(
+                "INSERT INTO header VALUES (?, ?)", (text, _signed(zlib.crc32(text.encode())))
+            )
+            connection.execute("COMMIT")
+        finally:
+            connection.close()
+        _publish(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+        lock.release()
+    return JournalFile(path, durable=durable)
+
+
+def _publish(draft: Path, path: Path) -> None:
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise errors.journal_exists(path) from None
+    except OSError:  # a file system without hard links
+        os.rename(draft, path)
+
+
+def read_journal(path: Path) -> tuple[dict[str, Any], Iterator[tuple[int, Row]]]:
+    """Return the header of a journal and its rows, for reading while another process writes."""
+    connection = _connect(path, write=False)
+    with _explained(path):
+        _check_schema(connection, path)
+        header, checksum = _read_header(connection, path)
+
+    def rows() -> Iterator[tuple[int, Row]]:
+        with contextlib.closing(connection):
+            for number, row, _ in _read_rows(connection, path, checksum):
+                yield number, row
+
+    return header, rows()
+
+
+def lock_name(path: Path) -> Path:
+    """Return the file that stands for the lock of a journal."""
+    return path.with_name(path.name + "-lock")
+
+
+def _locked(path: Path) -> FileLock:
+    try:
+        return FileLock(lock_name(path))
+    except BlockingIOError:
+        raise errors.journal_locked(path) from None
+
+
+def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no journal {path}")
+    if not path.is_file():
+        raise errors.not_a_journal(path, "it is not a file")
+    with open(path, "rb") as file:
+        if file.read(16) != b"SQLite format 3\0":
+            raise errors.not_a_journal(path, "it is no SQLite database")
+    with _explained(path):
+        if write:
+            connection = _opened(path, "rw")
+        else:
+            try:
+                connection = _opened(path, "ro")
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            except sqlite3.OperationalError:
+                # A folder that cannot be written to: without a log there is nobody to wait for.
+                if path.with_name(path.name + "-wal").exists():
+                    raise
+                connection = _opened(path, "ro&immutable=1")
+        return connection
+
+
+def _opened(path: Path, mode: str) -> sqlite3.Connection:
+    name = f"{path.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(
+        name, uri=True, isolation_level=None, timeout=_WAIT_SECONDS, check_same_thread=False
+    )
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
+    for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what SQLite says of a damaged file into an error that names the file."""
+    try:
+        yield
+    except (sqlite3.Error, UnicodeError, OverflowError, MemoryError) as error:
+        raise errors.not_a_journal(path, f"SQLite says: {error}") from error
+
+
+def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    if application != _APPLICATION:
+        raise errors.not_a_journal(path, "it is a database of another application")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > FORMAT:
+        raise errors.newer_journal(path, version, FORMAT)
+    found = dict(connection.execute("SELECT name, sql FROM sqlite_master LIMIT 20"))
+    if version != FORMAT or found != _TABLES:
+        raise errors.not_a_journal(path, "its tables are not those of a journal")
+
+
+def _read_header(connection: sqlite3.Connection, path: Path) -> tuple[dict[str, Any], int]:
+    rows = connection.execute("SELECT value, checksum FROM header LIMIT 2").fetchall()
+    if len(rows) != 1 or not isinstance(rows[0][0], str):
+        raise errors.not_a_journal(path, "its header is not one text")
+    text, checksum = rows[0]
+    if _signed(zlib.crc32(text.encode())) != checksum:
+        raise errors.damaged_journal(path, "its header")
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise errors.damaged_journal(path, "its header") from None
+    if not isinstance(header, dict):
+        raise errors.damaged_journal(path, "its header")
+    return header, checksum
+
+
+_TYPES = (int, int, str, int, float | None, float | None, float, bytes, str, int)
+
+
+def _read_rows(
+    connection: sqlite3.Connection, path: Path, checksum: int
+) -> Iterator[tuple[int, Row, int]]:
+    with _explained(path):
+        expected = 1
+        for values in connection.execute(f"SELECT {_COLUMNS} FROM evaluation ORDER BY id"):
+            if not all(map(isinstance, values, _TYPES)):
+                raise errors.damaged_journal(path, f"row {expected}")
+            number, step, kind, queries, loss, rate, *rest, found = values
+            row = Row(step, kind, queries, _nan(loss), _nan(rate), *rest)
+            checksum = _chain(checksum, number, row)
+            if number != expected or checksum != found or kind not in KINDS:
+                raise errors.damaged_journal(path, f"row {expected}")
+            yield number, row, checksum
+            expected += 1
+
+
+def _read_probes(connection: sqlite3.Connection, path: Path, last: int) -> dict[int, bytes]:
+    probes = {}
+    for position, loss, found in connection.execute("SELECT * FROM probe"):
+        if type(loss) is not bytes:
+            raise errors.damaged_journal(path, "the probes of its last step")
+        checksum = _signed(zlib.crc32(struct.pack("<q", position) + loss, last & _MASK))
+        if checksum != found:
+            raise errors.damaged_journal(path, "the probes of its last step")
+        probes[position] = loss
+    return probes
+
+
+def _chain(before: int, number: int, row: Row) -> int:
+    """Return the checksum of a row, which goes on from that of the row before."""
+    numbers = struct.pack("<qqq", number, row.step, row.queries)
+    reals = struct.pack("<3d", _one_nan(row.loss), _one_nan(row.learning_rate), row.elapsed)
+    parts = (numbers, reals, row.losses, f"{row.kind}\0{row.note}".encode())
+    return _signed(zlib.crc32(b"".join(parts), before & _MASK))
+
+
+def _signed(checksum: int) -> int:
+    """Return 32 bits as SQLite stores them in four bytes."""
+    return checksum - 2**32 if checksum >= 2**31 else checksum
+
+
+def _one_nan(value: float) -> float:
+    return math.nan if math.isnan(value) else value
+
+
+def _null(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,28 @@
+"""Where an optimizer is: its parameters and all that belongs to them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from .method import State
+from .tuning import Tuning
+from .update import Change
+
+
+class Snapshot(NamedTuple):
+    """Parameters remembered by a method with `Method.snapshots`, and the step they began."""
+
+    params: Any
+    step: int
+
+
+class Point(NamedTuple):
+    """Parameters and the method's state that belongs to them; replaced as a whole."""
+
+    params: Any
+    state: State
+    refreshed_at: int  # step for which the subspace was drawn
+    tuning: Tuning | None  # None where learning rate and smoothing were given
+    direction: tuple[Change, ...]  # of the last step, for rate 1; empty where none is needed
+    best: Any  # parameters of the best iterate that a line search measured
+    snapshot: Snapshot | None = None
