@@ -25,6 +25,7 @@ from .race_result import RaceResult
 from .result import Iteration, Result
 from .resume import replay, resume
 from .sampling import Draw, HostSampler, Sampler
+from .structured import PerturbedMatrix
 from .update import constant, cosine_decay, linear_decay
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Method",
     "NonFiniteLossError",
     "Optimizer",
+    "PerturbedMatrix",
     "PrecisionWarning",
     "RaceResult",
     "Result",

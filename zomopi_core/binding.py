@@ -14,6 +14,7 @@ from ._arrays import Array
 from .estimator import Evaluation, FiniteDifference
 from .method import is_dict, leaves_of, like_params
 from .rule import Probe
+from .structured import Base, PerturbedMatrix
 from .update import Change
 
 Params = Array | Mapping[str, Array]
@@ -146,6 +147,11 @@ def _along(x: Array, probe: Probe, evaluations: Sequence[Evaluation], out: Array
     return _arrays.namespace(x).stack(made) if out is None else out
 
 
+def unperturbed(x: Array) -> Any:
+    """Return an array as a structured function gets it: a matrix as a `PerturbedMatrix`."""
+    return PerturbedMatrix(Base(x)) if x.ndim == 2 else x
+
+
 class Candidates(Sequence[Any]):
     """The perturbed parameters of a step, made one at a time when they are asked for.
 
@@ -205,7 +211,7 @@ class Candidates(Sequence[Any]):
 
     def _made(self, index: int, binding: ArrayBinding) -> Any:
         probe, scale, snapshot = self._evaluations[index]
-        base = self._snapshot if snapshot else self._arrays
+        base = self._base(snapshot)
         if probe is None:
             arrays = binding.copy(base)
         elif probe == _STEP:
@@ -233,7 +239,7 @@ class Candidates(Sequence[Any]):
         if probe is None:
             return None
         pairs = []
-        base = self._snapshot if snapshot else self._arrays
+        base = self._base(snapshot)
         for x, p in zip(base, self._probes, strict=True):
             pair = _arrays.low_rank_pair(x, *p.factors(probe), scale)
             if pair is None:
@@ -267,6 +273,40 @@ class Candidates(Sequence[Any]):
                 for stack, x in zip(stacks, leaves_of(self[i]), strict=True):
                     stack[i, ...] = x
         return self._point(stacks)
+
+    def perturbed(self) -> Iterator[Any]:
+        """Yield all points with a `PerturbedMatrix` in the place of each matrix."""
+        bases = {flag: [unperturbed(x) for x in self._base(flag)] for flag in (False, True)}
+        for i, (probe, scale, snapshot) in enumerate(self._evaluations):
+            if probe == _STEP and self._project is not None:
+                yield like_params(self.params, [*map(unperturbed, leaves_of(self[i]))])
+                continue
+            point = []
+            for j, x in enumerate(self._base(snapshot)):
+                base = bases[snapshot][j]
+                if probe is None:
+                    point.append(base if isinstance(base, PerturbedMatrix) else _arrays.copy(x))
+                    continue
+                left, right, by, names = self._factors(j, probe, scale)
+                if isinstance(base, PerturbedMatrix) and left is not None:
+                    point.append(base.moved(left, right, by, names))
+                else:
+                    point.append(unperturbed(_arrays.low_rank_update(x, left, right, by)))
+            yield self._point(point)
+
+    def _base(self, snapshot: bool) -> Arrays:
+        return self._snapshot if snapshot else self._arrays
+
+    def _factors(
+        self, leaf: int, probe: int, scale: float
+    ) -> tuple[Array | None, Array, Any, tuple[Any, Any]]:
+        """Return the factors of a point's distance from X, what multiplies them, their names."""
+        if probe == _STEP:
+            change = self._step[leaf]
+            return change.left, change.right, change.scale * scale, ("step", "step")
+        found = self._probes[leaf]
+        names = ("frame", probe) if found.shares_frame else (probe, "frame")
+        return (*found.factors(probe), scale, names)
 
     def _along_probes(self) -> tuple[int, int]:
         """Return the range of points around X that lie along its probes, in their order."""

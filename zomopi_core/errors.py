@@ -539,4 +539,27 @@ def needs_start(path: object, cause: object) -> JournalError:
     return JournalError(
         f"{path}, the start of the run, cannot be read: {cause}; pass x0= as it was when the run "
         "began"
+
+
+def two_conventions() -> ValueError:
+    """`vectorized` and `structured` exclude each other."""
+    return ValueError(
+        "vectorized and structured cannot both be True: a stack of candidates has no structure; "
+        "choose one"
+    )
+
+
+def not_dense() -> TypeError:
+    """Say that a structured function used its argument like an array."""
+    return TypeError(
+        "fun gets a PerturbedMatrix because of structured=True; it supports P @ W, W @ P, P.T and "
+        "rows; P.dense() makes an array of it"
+    )
+
+
+def not_rows(index: object) -> TypeError:
+    """Something else than rows was taken of a perturbed matrix."""
+    return TypeError(
+        f"a PerturbedMatrix has rows only, by a slice, an integer or an integer array, got "
+        f"{index!r:.60}; use P.T for columns or P.dense()"
     )

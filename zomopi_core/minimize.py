@@ -49,6 +49,7 @@ def minimize(
     stagnation: int | None = None,
     seed: int | Sampler = 0,
     vectorized: bool = False,
+    structured: bool = False,
     reuse_buffers: bool = False,
     bounds: Any = None,
     project: Projection | None = None,
@@ -100,6 +101,10 @@ def minimize(
         Whether `fun` takes a stack of candidates (q, m, n), or a dict of stacks, and returns q
         losses. q is the number of a step's evaluations, at a line search with those along the
         line, and 1 for those beside the steps.
+    structured : bool
+        Whether `fun` takes a `PerturbedMatrix` P in the place of each array with two axes. It
+        supports ``P @ W``, ``W @ P``, ``P.T`` and rows; products with matrices that stay the same
+        cost little more for all points of a step than for one.
     reuse_buffers : bool
         Whether all points are made in the same memory, which saves allocating it for each: `fun`
         must not keep the array that it gets, nor a callback the iterate.
@@ -163,7 +168,11 @@ def minimize(
         positive("max_time", max_time)
     if target is not None:
         target = finite("target", target)
-    for name, flag in (("vectorized", vectorized), ("progress", progress)):
+    for name, flag in (
+        ("vectorized", vectorized),
+        ("structured", structured),
+        ("progress", progress),
+    ):
         if not isinstance(flag, bool):
             raise errors.not_a_number(name, flag, "True or False")
     for name, function in (("callback", callback), ("gradient", gradient)):
@@ -177,7 +186,7 @@ def minimize(
     if gradient is not None and method.estimator is not None:
         raise errors.takes_no_gradient(method.name)
     constrained = bounds is not None or project is not None
-    objective = Objective(fun, vectorized=vectorized)
+    objective = Objective(fun, vectorized=vectorized, structured=structured)
     if method.takes_full_batches and not objective.takes_key:
         raise errors.needs_key(method.name)
     costs = step_costs(method, constrained)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from . import _arrays, errors
 from ._arrays import Array
-from .binding import ArrayBinding, Candidates, Params
+from .binding import ArrayBinding, Candidates, Params, unperturbed
 from .losses import check_losses, join_losses, scalar_loss, stack_losses
 from .method import Method, leaves_of, like_params
 from .rule import Probe
@@ -183,13 +183,19 @@ class Objective:
         gets the integer of the step.
     vectorized : bool
         Whether `fun` takes a stack of candidates (q, *shape) and returns q numbers.
+    structured : bool
+        Whether `fun` takes a `PerturbedMatrix` in the place of each matrix.
     """
 
-    def __init__(self, fun: Callable[..., Any], *, vectorized: bool = False) -> None:
+    def __init__(
+        self, fun: Callable[..., Any], *, vectorized: bool = False, structured: bool = False
+    ) -> None:
         if not callable(fun):
             raise TypeError(f"fun must be callable, got {type(fun).__name__}")
         self._fun = fun
-        self.vectorized = vectorized
+        if vectorized and structured:
+            raise errors.two_conventions()
+        self.vectorized, self.structured = vectorized, structured
         self.takes_key = takes_key(fun)
         self.calls = 0  # evaluations of F, counted as they begin
 
@@ -206,9 +212,10 @@ class Objective:
             except Exception as error:
                 return stack_losses([failure(error)] * len(points))
             return check_losses(losses, len(points), errors.wrong_stack_of_losses)
+        given = _perturbed(points) if self.structured else points
         losses, fun, calls = [], self._fun, self.calls
         try:
-            for point in points:
+            for point in given:
                 calls += 1
                 try:
                     loss = fun(point, **keywords) if keywords else fun(point)
@@ -219,6 +226,13 @@ class Objective:
         finally:
             self.calls = calls
         return join_losses(losses)
+
+
+def _perturbed(points: Sequence[Any]) -> Iterable[Any]:
+    """Return points with matrices that know their products."""
+    if isinstance(points, Candidates):
+        return points.perturbed()
+    return [like_params(p, [unperturbed(x) for x in leaves_of(p)]) for p in points]
 
 
 def stack_points(points: Sequence[Any]) -> Any:
