@@ -106,6 +106,23 @@ def test_order_of_memory_does_not_matter(how):
             np.testing.assert_allclose(found, x + 2.0 * change, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("decay", [None, 0.25])
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_memory_of_torch_that_forbids_a_view(decay, dtype):
+    torch = pytest.importorskip("torch")
+    x, a, c, change = data("more axes")
+    given = torch.from_numpy(np.moveaxis(np.moveaxis(x, 0, -1).copy(), -1, 0)).to(
+        getattr(torch, dtype)
+    )
+    assert not given.is_contiguous()
+    kind = torch.float64 if dtype == "float64" else torch.float32
+    factors = (torch.from_numpy(f).to(kind) for f in (a, c))
+    found = _arrays.low_rank_update(given, *factors, 0.5, decay)
+    expected = (1 - (decay or 0)) * given.to(torch.float64).numpy() + 0.5 * change
+    error = 1e-14 if dtype == "float64" else 2e-3
+    np.testing.assert_allclose(found.to(torch.float64), expected, rtol=error, atol=error)
+
+
 @pytest.mark.parametrize("scipy", [True, False])
 def test_makes_no_other_array_of_that_size(monkeypatch, scipy):
     if not scipy:

@@ -25,7 +25,7 @@ def close(backend, found, expected):
 
 
 def before(array, P):
-    """Return ``array @ P``; the strict namespace refuses operands of others before it asks them."""
+    """Return ``array @ P``; the strict namespace refuses foreign operands before it asks them."""
     strict = type(array).__module__.startswith("array_api_strict")
     return P.__rmatmul__(array) if strict else array @ P
 

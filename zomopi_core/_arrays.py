@@ -370,7 +370,9 @@ def _update_torch(
     left, right = (f.reshape(-1, *f.shape[-2:]) for f in (left, right))
     if x.dtype == right.dtype:
         if decay is not None:
-            x = out = torch.mul(x, 1.0 - decay, out=out)
+            # New memory is contiguous, whatever that of x is.
+            out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
+            x = torch.mul(x, 1.0 - decay, out=out)
         view = None if out is None else out.view(shape)
         if len(left) > 1:
             product = torch.baddbmm(x.reshape(shape), left, right, out=view)
@@ -378,7 +380,7 @@ def _update_torch(
             view = None if view is None else view[0]
             product = torch.addmm(x.reshape(shape[1:]), left[0], right[0], out=view)
         return product.reshape(x.shape) if out is None else out
-    out = torch.empty_like(x) if out is None else out
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     for old, new, a, c in zip(x.reshape(shape), out.view(shape), left, right, strict=True):
         for rows in row_blocks(*old.shape):
             base = old[rows].to(c.dtype)
@@ -593,11 +595,47 @@ def register_static(cls: type, like: Array) -> None:
     _STATIC.add(cls)
 
 
+def can_branch(x: Array) -> bool:
+    """Tell whether a value of `x` may be looked at without waiting: on a host, not traced."""
+    return isinstance(x, np.ndarray) or (compat.is_torch_array(x) and x.device.type == "cpu")
+
+
+def inverse_cholesky_factor(gram: Array) -> Array | None:
+    """Return R^-1 for ``R^T R = gram`` (..., k, k), upper triangular.
+
+    Where `gram` is not positive definite the result is None on a host, and numbers without a
+    meaning or NaN elsewhere; no device is waited for.
+    """
+    xp = namespace(gram)
+    name = library(xp)
+    if name == "torch":
+        torch = sys.modules["torch"]
+        factor, info = torch.linalg.cholesky_ex(gram)
+        if gram.device.type == "cpu" and bool(torch.any(info)):
+            return None
+        identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        return torch.linalg.solve_triangular(factor, identity.expand_as(gram), upper=False).mT
+    if name == "jax":
+        jax = importlib.import_module("jax")
+        factor = xp.linalg.cholesky(gram)
+        identity = xp.broadcast_to(xp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
+        inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+        return xp.matrix_transpose(inverse)
+    try:
+        factor = xp.linalg.cholesky(gram)
+    except np.linalg.LinAlgError:
+        return None
+    return transposed(xp.linalg.inv(factor))
+
+
 def on_gpu(x: Array) -> bool:
     """Tell whether `x` lives on a GPU."""
     if compat.is_torch_array(x):
         return bool(x.device.type == "cuda")
     if compat.is_jax_array(x):
+        jax = sys.modules["jax"]
+        if isinstance(x, jax.core.Tracer):  # which knows of no device: the default one
+            return bool(jax.default_backend() == "gpu")
         return any(d.platform == "gpu" for d in x.devices())
     return bool(compat.is_cupy_array(x))
 

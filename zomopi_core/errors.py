@@ -539,6 +539,7 @@ def needs_start(path: object, cause: object) -> JournalError:
     return JournalError(
         f"{path}, the start of the run, cannot be read: {cause}; pass x0= as it was when the run "
         "began"
+    )
 
 
 def two_conventions() -> ValueError:

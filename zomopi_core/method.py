@@ -19,7 +19,7 @@ from ._arrays import Array
 from ._checks import as_python, check_count
 from .estimator import _HEADROOM, FiniteDifference, Weighted
 from .losses import stack_losses
-from .rule import LeafState, Probe, Rule
+from .rule import LeafState, Probe, Rule, advance_all
 from .sampling import Randomness, Sampler
 from .update import Change
 
@@ -359,12 +359,11 @@ class Method:
     ) -> tuple[State, tuple[Change, ...]]:
         """Run the parts behind the estimate on all leaves."""
         of_matrices, of_vectors = rates or self.rates(state.step)
-        moved = []
-        for i, (leaf, gradient) in enumerate(zip(state.leaves, gradients, strict=True)):
-            matrix = leaf.momentum.ndim >= 2
-            rule, rate = (self.matrices, of_matrices) if matrix else (self.vectors, of_vectors)
-            own = _arrays.to_like(alive, gradient), _arrays.to_like(state.started, gradient)
-            moved.append(rule.advance(state.random, i, state.step, leaf, gradient, *own, rate))
+        rules = [self._rule_of(leaf) for leaf in state.leaves]
+        flags = [(_arrays.to_like(alive, g), _arrays.to_like(state.started, g)) for g in gradients]
+        own = [of_matrices if leaf.momentum.ndim >= 2 else of_vectors for leaf in state.leaves]
+        draws = [(state.random, i, state.step) for i in range(len(rules))]
+        moved = advance_all(rules, state.leaves, gradients, flags, own, draws)
         alive = _arrays.to_like(alive, state.started)
         started = alive + state.started * (1.0 - alive)
         leaves, changes = zip(*moved, strict=True)

@@ -218,6 +218,7 @@ def minimize(
         settings = {
             **rules._asdict(),
             "vectorized": vectorized,
+            "structured": structured,
             "reuse_buffers": reuse_buffers,
             "on_failure": failures.policy,
         }

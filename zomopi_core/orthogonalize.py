@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from . import _arrays
 from ._arrays import Array
 from ._checks import as_python, check_count, check_name, not_negative
+from .cholesky_qr import orthonormal_columns
 
 #: returns standard normal numbers of a shape, drawn for the leaf and step at hand
 Normal = Callable[[tuple[int, ...]], Array]
@@ -41,6 +42,7 @@ class Orthogonalizer(Protocol):
     """Turns momentum into a direction; may keep an array between steps."""
 
     draws: ClassVar[bool] = False  # whether `direction` draws numbers
+    batches: ClassVar[bool] = False  # whether `direction` takes stacks of both its arguments
 
     def init(self, momentum: Array, normal: Normal) -> Any:
         """Return what is kept before the first step; by default nothing."""
@@ -76,21 +78,46 @@ class Orthogonalizer(Protocol):
         return _arrays.size(momentum) / int(max(momentum.shape[-2:]))
 
 
+# Entries above which two readings of a matrix cost less than a temporary array of its size.
+_LARGE = 2**14
+
+
+def _largest(matrix: Array) -> Array:
+    """Return the largest magnitude of each matrix (..., 1, 1)."""
+    xp = _arrays.namespace(matrix)
+    if _arrays.size(matrix) <= _LARGE:
+        return xp.max(xp.abs(matrix), axis=(-2, -1), keepdims=True)
+    low = xp.min(matrix, axis=(-2, -1), keepdims=True)
+    return xp.maximum(xp.max(matrix, axis=(-2, -1), keepdims=True), -low)
+
+
 def _scaled(matrix: Array) -> tuple[Array, Array]:
     """Return `matrix` over its largest entry, and whether that is not zero (..., 1, 1)."""
-    xp = _arrays.namespace(matrix)
-    largest = xp.max(xp.abs(matrix), axis=(-2, -1), keepdims=True)
+    largest = _largest(matrix)
     present = largest > 0
-    return matrix / xp.where(present, largest, 1.0), present
+    return matrix / _arrays.namespace(matrix).where(present, largest, 1.0), present
 
 
 def _sweep(momentum: Array, right: Array) -> tuple[Array, Array]:
     """One sweep of subspace iteration and the normalised images of its vectors."""
     xp = _arrays.namespace(momentum)
-    scaled, present = _scaled(momentum)
-    new, _ = xp.linalg.qr(_arrays.transposed(scaled) @ (scaled @ right))
+    if _arrays.size(momentum) <= _LARGE:
+        momentum, present = _scaled(momentum)
+        image = momentum @ right
+        unit = None
+    else:
+        # The thin products are scaled and not the momentum, which would be one more pass over it.
+        # The power of two leaves M^T M V, and the squares of its entries, in the range of the
+        # dtype for any M.
+        largest = _largest(momentum)
+        present = largest > 0
+        unit = xp.where(present, largest, 1.0)
+        image = (momentum @ right) / unit * 2.0 ** xp.floor(-0.75 * xp.log2(unit))
+    new = orthonormal_columns(_arrays.transposed(momentum) @ image, right)
     right = xp.where(present, new, right)
-    image = scaled @ right
+    image = momentum @ right
+    if unit is not None:
+        image = image / unit
     squares = xp.sum(image * image, axis=-2, keepdims=True)
     cutoff = (max(momentum.shape[-2:]) * _arrays.epsilon(momentum)) ** 2
     visible = squares > cutoff * xp.max(squares, axis=-1, keepdims=True)
@@ -292,6 +319,8 @@ class PowerIteration(Orthogonalizer):
         Whether V outlives a refresh, as it should: the right space does not depend on the frame.
     """
 
+    batches = True
+
     spectral_rank: int | None = None
     keep_right: bool = True
 
@@ -338,6 +367,8 @@ class NewtonSchulz(Orthogonalizer):
     polynomials : {"muon", "polar-express"}
     """
 
+    batches = True
+
     steps: int = 5
     eps: float = 0.0
     polynomials: str = "muon"
@@ -355,6 +386,8 @@ class NewtonSchulz(Orthogonalizer):
 @dataclass(frozen=True)
 class PolarFactor(Orthogonalizer):
     """``O = polar(M)``: the exact matrix sign, by a singular value decomposition."""
+
+    batches = True
 
     def direction(self, momentum: Array, kept: Any, normal: Normal) -> Direction:
         """Return O."""

@@ -291,7 +291,11 @@ class _Saved:
             rules = Rules(*(settings[name] for name in Rules._fields))
             if not all(type(r) in (int, float, type(None)) for r in rules):
                 raise TypeError("a rule is no number")
-            objective = Objective(fun, vectorized=settings["vectorized"] is True)
+            objective = Objective(
+                fun,
+                vectorized=settings["vectorized"] is True,
+                structured=settings.get("structured") is True,
+            )
             failures = Failures(settings["on_failure"])
         except (KeyError, TypeError, ValueError) as error:
             raise errors.other_run(f"its rules cannot be read: {error}") from error

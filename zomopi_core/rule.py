@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import _arrays
 from ._arrays import Array
 from .momentum import Momentum
-from .orthogonalize import Normal, Orthogonalizer
+from .orthogonalize import Direction, Normal, Orthogonalizer
 from .sampling import Draw, Randomness
 from .subspace import Subspace
 from .update import Change, Update
@@ -64,6 +65,31 @@ class Probe(NamedTuple):
         if self.left is None or self.shares_frame:
             return self.left, self.right[i, ...]
         return self.left[i, ...], self.right
+
+
+class Averaged(NamedTuple):
+    """A leaf between its momentum and its direction.
+
+    Attributes
+    ----------
+    momentum : array
+        M after the estimate.
+    moments : tuple of arrays, or None
+        What the momentum part keeps beside M.
+    used : array
+        What is orthogonalized.
+    kept : array, tuple of arrays, or None
+        What the orthogonalizer kept.
+    """
+
+    momentum: Array
+    moments: Any
+    used: Array
+    kept: Any
+
+
+#: sampler, leaf and step
+DrawKey = tuple[Any, int, Any]
 
 
 @dataclass(frozen=True)
@@ -124,26 +150,30 @@ class Rule:
             normal = _arrays.namespace(like).stack(each)
         return Probe(*self.subspace.factors(state.frame, normal), normal)
 
-    def advance(
+    def average(self, state: LeafState, gradient: Array, alive: Array, started: Array) -> Averaged:
+        """Return the momentum after an estimate, and what is orthogonalized."""
+        averaged = self.momentum.update(state.momentum, state.moments, gradient, alive, started)
+        kept = self.orthogonalizer.observe(state.right, state.momentum, gradient, alive)
+        return Averaged(*averaged, kept)
+
+    def orthogonalize(self, averaged: Averaged, draw: DrawKey) -> Direction:
+        """Return the direction of a leaf."""
+        normal = self._normal(*draw, averaged.used)
+        return self.orthogonalizer.direction(averaged.used, averaged.kept, normal)
+
+    def move(
         self,
-        random: Any,
-        leaf: int,
-        step: Any,
         state: LeafState,
+        averaged: Averaged,
+        found: Direction,
         gradient: Array,
         alive: Array,
-        started: Array,
         rate: Any,
     ) -> tuple[LeafState, Change]:
-        """Return the state after an estimate, and the step to take."""
+        """Return the state after an estimate, and the step to take along a direction."""
         xp = _arrays.namespace(gradient)
-        momentum, moments, used = self.momentum.update(
-            state.momentum, state.moments, gradient, alive, started
-        )
-        kept = self.orthogonalizer.observe(state.right, state.momentum, gradient, alive)
-        direction, right, remainder = self.orthogonalizer.direction(
-            used, kept, self._normal(random, leaf, step, gradient)
-        )
+        momentum, moments, _, _ = averaged
+        direction, right, remainder = found
         if isinstance(right, tuple):  # a NamedTuple of arrays
             pairs = zip(right, state.right, strict=True)
             right = type(right)(*(xp.where(alive > 0, new, old) for new, old in pairs))
@@ -155,3 +185,83 @@ class Rule:
             *self.subspace.factors(state.frame, direction), rate, state.unit, alive, gradient
         )
         return LeafState(state.frame, momentum, moments, right, unit), change
+
+
+def advance_all(
+    rules: Sequence[Rule],
+    states: Sequence[LeafState],
+    gradients: Sequence[Array],
+    flags: Sequence[tuple[Array, Array]],
+    rates: Sequence[Any],
+    draws: Sequence[DrawKey],
+) -> list[tuple[LeafState, Change]]:
+    """Return the states of all leaves after an estimate, and the steps to take.
+
+    Parameters
+    ----------
+    rules, states, gradients, rates
+        One for each leaf.
+    flags : sequence of (alive, started)
+        0-d arrays of each leaf's dtype and device.
+    draws : sequence of (Randomness, leaf, step)
+        What an orthogonalizer that draws numbers draws them with.
+    """
+    leaves = list(zip(rules, states, gradients, flags, strict=True))
+    averaged = [r.average(state, g, *own) for r, state, g, own in leaves]
+    directions = _directions(rules, averaged, draws)
+    return [
+        r.move(state, averaged[i], directions[i], g, own[0], rates[i])
+        for i, (r, state, g, own) in enumerate(leaves)
+    ]
+
+
+def _directions(
+    rules: Sequence[Rule], averaged: list[Averaged], draws: Sequence[DrawKey]
+) -> list[Direction]:
+    """Return the directions of all leaves; matrices of one shape are computed as a stack."""
+    if len(rules) == 1:
+        return [rules[0].orthogonalize(averaged[0], draws[0])]
+    groups: dict[Any, list[int]] = {}
+    for i, (rule, a) in enumerate(zip(rules, averaged, strict=True)):
+        part, x = rule.orthogonalizer, a.used
+        alike = part, tuple(x.shape), str(x.dtype), str(_arrays.device(x)), _shapes(a.kept)
+        groups.setdefault(alike if part.batches else i, []).append(i)
+    found: dict[int, Direction] = {}
+    for group in groups.values():
+        if len(group) == 1:
+            (i,) = group
+            found[i] = rules[i].orthogonalize(averaged[i], draws[i])
+        else:
+            stack = _stacked_directions(rules[group[0]], [averaged[i] for i in group])
+            found.update(zip(group, stack, strict=True))
+    return [found[i] for i in range(len(rules))]
+
+
+def _stacked_directions(rule: Rule, averaged: list[Averaged]) -> list[Direction]:
+    xp = _arrays.namespace(averaged[0].used)
+    used = xp.stack([a.used for a in averaged])
+    kept = _zipped(xp.stack, [a.kept for a in averaged])
+
+    def no_draws(shape: tuple[int, ...]) -> Array:
+        raise TypeError("an orthogonalizer of stacks draws no numbers")
+
+    found = rule.orthogonalizer.direction(used, kept, no_draws)
+
+    def entry(i: int) -> Direction:
+        return Direction(*(_zipped(lambda parts: parts[0][i, ...], [part]) for part in found))
+
+    return [entry(i) for i in range(len(averaged))]
+
+
+def _shapes(kept: Any) -> Any:
+    return _zipped(lambda parts: tuple(parts[0].shape), [kept])
+
+
+def _zipped(function: Any, parts: list[Any]) -> Any:
+    """Apply a function to the lists of what stands at the same place in equal trees."""
+    first = parts[0]
+    if first is None:
+        return None
+    if isinstance(first, tuple):
+        return type(first)(*(_zipped(function, list(p)) for p in zip(*parts, strict=True)))
+    return function(parts)

@@ -21,6 +21,7 @@ from zomopi_core._checks import check_count, check_name
 from zomopi_core.estimator import _HEADROOM, FiniteDifference, Weighted
 from zomopi_core.losses import join_losses
 from zomopi_core.method import Method
+from zomopi_core.rule import advance_all
 from zomopi_core.sampling import Randomness, Sampler
 from zomopi_core.subspace import Sketch
 from zomopi_core.update import Change
@@ -461,19 +462,21 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         wide, narrow = min(momenta, key=_arrays.epsilon), max(momenta, key=_arrays.epsilon)
         limit = _arrays.largest_number(narrow) * _HEADROOM
         weighted = estimator.weigh(_arrays.to_like(coefficients, wide), limit)
-        moved = []
+        states, gradients, flags = [], [], []
         for leaf in run.leaves:
             like = leaf.state.momentum
             own = Weighted(*(None if w is None else _arrays.to_like(w, like) for w in weighted))
             block = leaf.block(source, estimator.probes)
-            gradient = estimator.gradient(own, block)
+            gradients.append(estimator.gradient(own, block))
             frame = leaf.rule.subspace.observe(leaf.state.frame, block, own)
             del block
-            state = leaf.state if frame is leaf.state.frame else leaf.state._replace(frame=frame)
-            started = _arrays.to_like(self._started, like)
-            key = source.random, leaf.index, source.step
-            rate = leaf.rate(source.step)
-            moved.append(leaf.rule.advance(*key, state, gradient, own.alive, started, rate))
+            states.append(
+                leaf.state if frame is leaf.state.frame else leaf.state._replace(frame=frame)
+            )
+            flags.append((own.alive, _arrays.to_like(self._started, like)))
+        rules, rates = zip(*((x.rule, x.rate(source.step)) for x in run.leaves), strict=True)
+        draws = [(source.random, leaf.index, source.step) for leaf in run.leaves]
+        moved = advance_all(rules, states, gradients, flags, rates, draws)
         return moved, weighted.alive
 
     def _accept(self, run: Evaluator, moved: list[tuple[Any, Change]], alive: Tensor) -> None:
