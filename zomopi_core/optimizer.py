@@ -334,6 +334,12 @@ class Optimizer:
         """Number of these points that make the estimate; they come first."""
         return self._step_method.evaluations_per_step
 
+    @property
+    def noise(self) -> float:
+        """Standard deviation of a loss at one point, as far as it was measured; else 0."""
+        tuning = self._point.tuning
+        return tuning.noise if tuning is not None and tuning.random else 0.0
+
     def skip_search(self) -> None:
         """Leave out the points beside the probes that the next step would ask for."""
         tuning = self._point.tuning

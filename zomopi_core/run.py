@@ -26,6 +26,8 @@ from .sampling import step_key
 # they are a small part of the budget; below this many steps only that on the best point is.
 CHECKS = 3
 _STEPS_WORTH_CHECKS = 10
+# Noise levels within which two losses, of one evaluation each, are as good as equal.
+_EQUAL = 3.0
 # A budget of this many steps pays for measuring the noise of the function.
 _NOISE_WORTH = 20
 
@@ -56,9 +58,9 @@ class Best:
         self._candidates: Candidates | None = None
         self._index = 0
 
-    def offer(self, loss: float, steps: int, point: Any) -> None:
-        """Take the loss of a point if it is the lowest; one that is not finite never is."""
-        if math.isfinite(loss) and loss < self.loss:
+    def offer(self, loss: float, steps: int, point: Any, margin: float = 0.0) -> None:
+        """Take a point if its loss is the lowest within a margin; if finite at all."""
+        if math.isfinite(loss) and loss < self.loss + margin:
             self.loss, self.steps, self._point, self._candidates = loss, steps, point, None
 
     def offer_candidates(self, losses: list[float], steps: int, candidates: Candidates) -> None:
@@ -343,7 +345,9 @@ class Run:
                 self.best.correct(again)
         if self.affords(1) and self.optimizer.nit:
             last = self.optimizer.x
-            self.best.offer(self.evaluate_at("last", last), self.optimizer.nit, last)
+            # Between equals the last iterate, the outcome of many evaluations and not of one.
+            margin = _EQUAL * self.optimizer.noise
+            self.best.offer(self.evaluate_at("last", last), self.optimizer.nit, last, margin)
 
     def state(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on."""

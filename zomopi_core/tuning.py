@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -47,10 +48,12 @@ _START = 1e-3
 _LEAST = 16.0
 _TINY = 1e-18  # the least of all, where the parameters are zero
 _MOST = 3.0
-# Differences of a step over their noise that are aimed at (1/9 of variance is then noise), and
-# that are waited for at the start; how much mu grows at a time, and how often at most.
-_ABOVE_NOISE = 3.0
+# Differences of a step over their noise that are aimed at, that are waited for at the start, and
+# above which a noise that seven values showed is not doubted; how much mu grows at a time, and how
+# often at most.
+_ABOVE_NOISE = 1.5
 _GOOD_ENOUGH = 3.0
+_CERTAIN = 20.0
 _GROWTH = 4.0
 # Mean rise over the differences of a step above which mu is too large, and how much it falls.
 _CURVED = 2.0
@@ -60,6 +63,8 @@ _STEPS = 6.0
 _MOST_RAISES = 12
 # The smoothing as a part of the way to the minimum along a line.
 _PART_OF_WAY = 0.3
+# The most of it that noise makes the smoothing: further out F is another function.
+_MOST_OF_WAY = 8.0
 _CHANGE = 4.0  # largest change of mu at a time
 # Search for the first minimum: powers of four, two at a time, so that no point lies far beyond it.
 _COARSE = (1.0, 4.0)
@@ -73,8 +78,16 @@ _FINE = (0.5, 1.0, 2.0)
 # Where F is noisy: more of them, and as far out as it takes for the parabola to rise by several
 # noise levels, within a factor.
 _NOISY = (0.0, 0.0, 0.0, 0.5, 1.0, 1.5, 2.0)
+_STEPPED = _NOISY[2:]  # such a function has the same value at the same point
 _VISIBLE = 8.0
 _FAR = 16.0
+# Range of a search's values over the noise that is more than chance; the least minimiser, as a
+# part of the distance searched.
+_SEEN = 6.0
+_LEAST_PART = 0.0625
+# Line searches on a function with steps find its roughest directions, and the rate that they ask
+# for is too small for the others: on `digits-accuracy` twice as much ended at half of the loss.
+_PACE_ON_STEPS = 2.0
 # A rise of F by this many usual changes is no accident.
 _JUMP = 4.0
 # Failures at the iterate, one step after the other, that say it has left the domain of F.
@@ -159,6 +172,7 @@ class Tuning:
     tries: int = 0  # to measure it, where evaluations failed
     raises: int = 0  # of the smoothing, before it was settled
     steepest: float = 0.0  # slope seen meanwhile
+    spread: float = 0.0  # differences of the losses at the last raise
     settled: bool = False  # the smoothing
     rounds: int = 0  # of the first search
     shrunk: bool = False  # whether it began too far out
@@ -172,6 +186,8 @@ class Tuning:
     usual: float = 0.0  # change of it from search to search
     parabola: Parabola = field(default_factory=Parabola)  # of the noisy searches
     begun: float = 0.0  # the first smoothing
+    reach: float = 0.0  # at which a rough function was last searched
+    probe: float = math.inf  # length of a probe, in units of the direction's
 
     @property
     def plan(self) -> Plan:
@@ -184,16 +200,25 @@ class Tuning:
             return NOTHING
         if not self.found:
             return Plan("line", (0.0, *(self.alpha * s for s in _COARSE)))
-        if not self.random:
-            return Plan("line", (0.0, *(self.alpha * s for s in _FINE)))
-        return Plan("line", tuple(self._reach * s for s in _NOISY))
+        if self.random:
+            return Plan("line", tuple(self._reach * s for s in _NOISY))
+        if self.grain:
+            return Plan("line", tuple(self._reach * s for s in _STEPPED))
+        return Plan("line", (0.0, *(self.alpha * s for s in _FINE)))
 
     @property
     def _reach(self) -> float:
         """Step around which a noisy function is searched: its curvature can be seen there."""
         curvature = self.parabola.solve()[1]
-        visible = math.sqrt(_VISIBLE * self.noise / curvature) if curvature > 0 else 0.0
+        if not curvature > 0:
+            return max(self.alpha, self.reach)
+        visible = math.sqrt(_VISIBLE * self.noise / curvature)
         return min(max(self.alpha, visible), _FAR * self.alpha)
+
+    @property
+    def _rough(self) -> bool:
+        """Whether small differences of F say nothing."""
+        return self.random or self.grain > 0
 
     @property
     def attentive(self) -> bool:
@@ -254,6 +279,8 @@ class Tuning:
         if plan.kind == "noise":
             new = new._with_noise(extra)
         slope = _root_mean_square(coefficients)
+        if not new.random:
+            new = new._with_steps([*losses, *extra] if plan.kind == "noise" else losses)
         if not new.measured:
             return new, Verdict(False, False, False)
         if not new.settled:
@@ -268,6 +295,9 @@ class Tuning:
                 told = [(s, x) for s, x in told if math.isfinite(x)]
             lost = 2 * failed >= len(losses)
             scales, values = [s for s, _ in told], [x for _, x in told]
+            if geometry.direction > 0:
+                probe = self.smoothing * geometry.probe / geometry.direction
+                new = replace(new, probe=probe)
             new, retreat, best = new._searched(scales, values, lost)
             new = new._shortened(geometry)
         if self.settled and self.attentive:
@@ -297,18 +327,26 @@ class Tuning:
             lowest=extra[0] if math.isfinite(extra[0]) else math.inf,
         )
 
+    def _with_steps(self, losses: Sequence[float]) -> Tuning:
+        """Return the tuning with the height of the steps of F, where values repeat."""
+        counts = Counter(x for x in losses if math.isfinite(x))
+        repeated = sum(n > 1 for n in counts.values())
+        # One value alone may be a penalty or a limit of F.
+        if repeated < 2 and 2 * len(counts) > counts.total():
+            return self
+        step = min((b - a for a, b in itertools.pairwise(sorted(counts))), default=0.0)
+        return replace(self, noise=max(self.noise, step), grain=max(self.grain, _STEPS * step))
+
     def _settle(self, slope: float, losses: Sequence[float]) -> Tuning:
         """Return the tuning with more smoothing, or settled if there is enough of it."""
         finite = [x for x in losses if math.isfinite(x)]
-        distinct = sorted(set(finite))
         new, spread = self, slope * self.smoothing
-        if len(distinct) <= len(finite) // 2:
-            gaps = [b - a for a, b in itertools.pairwise(distinct)]
-            step = min(gaps, default=0.0)
-            new = replace(new, noise=max(new.noise, step), grain=max(new.grain, _STEPS * step))
-            enough = False
-        else:
-            enough = spread >= _GOOD_ENOUGH * self.noise_gain * max(new.noise, new.grain)
+        enough = 2 * len(set(finite)) > len(finite)
+        enough = enough and spread >= _GOOD_ENOUGH * self.noise_gain * max(new.noise, new.grain)
+        if enough and spread < _CERTAIN * self.noise_gain * self.noise:
+            # Seven values may have shown too little of the noise; then the differences do not
+            # grow with the smoothing.
+            enough = 0.0 < self.spread < 0.5 * spread
         excess = sum(finite) / len(finite) - self.first if finite else 0.0
         if enough and self.raises == 0 and excess > _CURVED * spread > 10.0 * new.noise:
             # Curvature, and not slope, makes the differences: parameters of a smaller scale.
@@ -327,7 +365,9 @@ class Tuning:
             # What was seen is noise for the most part; seven values may have shown too little.
             seen = spread / self.noise_gain
             new = replace(new, noise=max(new.noise, math.sqrt(new.noise) * math.sqrt(seen)))
-        return replace(new, smoothing=smoothing, steepest=steepest, raises=self.raises + 1)
+        return replace(
+            new, spread=spread, smoothing=smoothing, steepest=steepest, raises=self.raises + 1
+        )
 
     def _searched(
         self, scales: Sequence[float], losses: Sequence[float], lost: bool
@@ -370,7 +410,7 @@ class Tuning:
         new = replace(
             new,
             alpha=alpha,
-            rate=alpha / self._age,
+            rate=self._pace * alpha / self._age,
             next_search=self.steps + 1 + pause,
             lowest=min(value, self.lowest),
         )
@@ -393,18 +433,39 @@ class Tuning:
     def _minimum(self, scales: Sequence[float], losses: Sequence[float]) -> tuple[Tuning, float]:
         """Return the tuning after a later search, and the minimiser."""
         if is_clear(losses, self.noise):
-            new = replace(self, parabola=Parabola().add(scales, losses))
-            minimum = line_minimum(scales, losses)
+            parabola, minimum = Parabola().add(scales, losses), line_minimum(scales, losses)
+            new = replace(self, parabola=parabola, reach=0.5 * self._reach)
         else:
-            new = replace(self, parabola=self.parabola.add(scales, losses))
-            slope, curvature = new.parabola.solve()
-            minimum = slope / curvature if curvature > 0 else math.inf if slope > 0 else 0.0
+            new, minimum = self._fitted(scales, losses)
         # As far down as up: what single searches get wrong has no drift.
         return new, min(max(minimum, self.alpha / 4.0), 4.0 * self.alpha)
+
+    def _fitted(self, scales: Sequence[float], losses: Sequence[float]) -> tuple[Tuning, float]:
+        """Return the tuning and the minimiser of a parabola through this and earlier searches."""
+        reach = self._reach
+        # Far out F is another function, and a fit is led by its farthest points.
+        nearer = min(1.0, reach / self.reach) if self.reach > 0 else 1.0
+        parabola = self.parabola.add(scales, losses, nearer**4)
+        slope, curvature = parabola.solve()
+        if curvature > 0:
+            minimum = slope / curvature
+        else:
+            minimum = math.inf if slope > 0 else 0.0
+            finite = [x for x in losses if math.isfinite(x)]
+            seen = max(finite) - min(finite) > _SEEN * self.noise
+            reach *= 0.5 if seen else 2.0
+        # A shorter step than this could not be told from it. Else a few searches that went wrong
+        # by chance make all points of the next ones coincide, and nothing is ever seen again.
+        minimum = max(minimum, _LEAST_PART * self._reach)
+        return replace(self, parabola=parabola, reach=reach), minimum
 
     @property
     def _interval(self) -> int:
         return max(1, round(max(self.memory, _BETWEEN / self.evaluations)))
+
+    @property
+    def _pace(self) -> float:
+        return _PACE_ON_STEPS if self.grain else 1.0
 
     @property
     def _age(self) -> float:
@@ -425,10 +486,15 @@ class Tuning:
         lowest = min(x for _, x in ahead)
         risen = ahead[-1][1] > lowest + tolerance or not math.isfinite(losses[-1])
         if lowest < base - tolerance:
-            if risen or rounds == _MOST_ROUNDS:
-                return self._found(line_minimum(scales, losses))
+            minimum = line_minimum(scales, losses)
+            if risen or rounds == _MOST_ROUNDS or minimum < ahead[-1][0]:
+                return self._found(minimum)
             return self._elsewhere(_COARSE[-1])
         hidden = [s for s, x in ahead if x <= base + tolerance]
+        if hidden and self._rough and ahead[-1][0] >= self.probe:
+            # As far as a probe a direction that is any good shows. What is seen further out says
+            # nothing of the slope here.
+            return self._found(self.probe)
         if hidden and (risen or self.shrunk or rounds == _MOST_ROUNDS):
             return self._found(hidden[-1])  # the minimum lies below the noise
         if hidden:
@@ -452,7 +518,7 @@ class Tuning:
             self,
             found=True,
             alpha=alpha,
-            rate=alpha / self._age,
+            rate=self._pace * alpha / self._age,
             next_search=self.steps + 2,
         )
 
@@ -478,7 +544,8 @@ class Tuning:
             wanted = self.begun
         if slope > 0:
             noise = self.noise_gain * max(self.noise, self.grain)
-            wanted = max(wanted, _ABOVE_NOISE * noise / slope)
+            most = _MOST_OF_WAY * wanted / _PART_OF_WAY if self.found else math.inf
+            wanted = max(wanted, min(most, _ABOVE_NOISE * noise / slope))
         wanted = math.sqrt(self.smoothing * wanted)  # the slope of one step is uncertain
         wanted = min(max(wanted, self.smoothing / _CHANGE), self.smoothing * _CHANGE)
         wanted = min(max(wanted, self.least_smoothing), self.most_smoothing)
