@@ -205,7 +205,7 @@ class TestPoints:
             Evaluation(0, 0.5, snapshot=True),
             Evaluation(0, -0.5, snapshot=True),
         )
-        assert method.estimator.mirrored == (True, False, True, False)
+        assert method.estimator.consecutive == (0, 2)
 
     def test_needs_its_snapshot(self):
         method = zo.mezo_svrg()

@@ -34,6 +34,8 @@ LIBRARIES = {"numpy": "numpy", "torch": "torch", "cupy": "cupy", "jax": "jax"}
 # The look-up walks over the libraries and costs microseconds, a type's answer never changes.
 # NumPy follows the standard by itself from 2.1 on; the adapted namespace costs a call more.
 _NAMESPACES: dict[type, Namespace] = {np.ndarray: np}
+# NumPy has one object for each of these, so that a look at the identity tells them apart.
+_SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def is_array(x: object) -> bool:
@@ -198,8 +200,11 @@ def from_host(values: Array, like: Array) -> Array:
 def to_like(values: Array, like: Array) -> Array:
     """Return `values` (NumPy, or of the library of `like`) in the working dtype of `like`."""
     if isinstance(like, np.ndarray):
-        if isinstance(values, np.ndarray | np.generic) and values.dtype == working_dtype(like):
-            return values
+        dtype = like.dtype
+        if dtype is not _SINGLE and dtype is not _DOUBLE:
+            dtype = np.dtype(working_dtype(like))
+        if isinstance(values, np.ndarray | np.generic):
+            return values if values.dtype is dtype else from_host(np.asarray(values), like)
         return from_host(to_host(values), like)
     xp = namespace(like)
     if namespace(values) is not xp:
@@ -485,31 +490,15 @@ def joined(before: list[Array], stack: Array, behind: list[Array]) -> Array:
     return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
 
 
-# Up to this size two additions of one product cost less than two products, and the second
-# candidate that waits for its turn costs little memory.
+# Up to this size one temporary array costs less than blocks of rows.
 _SHARED_PRODUCT = 2**17
+# Entries up to which all points of a step are made at once: they stay in a processor's cache.
+_FEW = 2**16
 
 
-def low_rank_pair(
-    x: Array, left: Array | None, right: Array, scale: float
-) -> tuple[Array, Array] | None:
-    """Return ``x + scale * (left @ right)`` and ``x - scale * (left @ right)`` from one product.
-
-    The results have the bits of two calls of `low_rank_update`. None where two calls are better.
-    """
-    if not isinstance(x, np.ndarray) or x.size > _SHARED_PRODUCT or right.dtype != x.dtype:
-        return None
-    if left is None:
-        if x.ndim == 0:
-            return None
-        plus = right * scale
-    elif left.size < right.size:
-        plus = np.matmul(left * scale, right).reshape(x.shape)
-    else:
-        plus = np.matmul(left, right * scale).reshape(x.shape)
-    minus = x - plus
-    plus += x
-    return plus, minus
+def made_at_once(arrays: list[Array], count: int) -> bool:
+    """Tell whether `count` points are made faster together than one by one: small, on a host."""
+    return isinstance(arrays[0], np.ndarray) and count * sum(x.size for x in arrays) <= _FEW
 
 
 def _add(x: Array, y: Array) -> Array:
@@ -630,6 +619,8 @@ def inverse_cholesky_factor(gram: Array) -> Array | None:
 
 def on_gpu(x: Array) -> bool:
     """Tell whether `x` lives on a GPU."""
+    if isinstance(x, np.ndarray):
+        return False
     if compat.is_torch_array(x):
         return bool(x.device.type == "cuda")
     if compat.is_jax_array(x):

@@ -136,8 +136,13 @@ def _along(x: Array, probe: Probe, evaluations: Sequence[Evaluation], out: Array
     mirrored = len(evaluations) > 1 and evaluations[0].probe == evaluations[1].probe
     count = len(evaluations) // 2 if mirrored else len(evaluations)
     if probe.left is not None and probe.shares_frame and x.dtype == probe.right.dtype:
-        rights = probe.right[:count, ...] * evaluations[0].scale
-        return _arrays.low_rank_stack(x, probe.left, rights, mirrored=mirrored, out=out)
+        # scaled as a single point is, whose bits these have
+        left, right, scale = probe.left, probe.right[:count, ...], evaluations[0].scale
+        if _arrays.size(left) * count < _arrays.size(right):
+            left = left * scale
+        else:
+            right = right * scale
+        return _arrays.low_rank_stack(x, left, right, mirrored=mirrored, out=out)
     made = [
         _arrays.low_rank_update(
             x, *probe.factors(e.probe or 0), e.scale, out=None if out is None else out[i, ...]
@@ -186,12 +191,11 @@ class Candidates(Sequence[Any]):
         self._arrays = leaves_of(params)
         self._probes, self._step, self._project = probes, step, project
         self._binding = ArrayBinding() if binding is None else binding
-        self._evaluations, self._mirrored = estimator.evaluations, estimator.mirrored
+        self._evaluations, self._consecutive = estimator.evaluations, estimator.consecutive
         if along_probe or along_step:
             extra = [Evaluation(0 if scale else None, scale) for scale in along_probe]
             extra += [Evaluation(_STEP if scale else None, scale) for scale in along_step]
             self._evaluations = (*self._evaluations, *extra)
-            self._mirrored = (*self._mirrored, *(False for _ in extra))
         self.full_batch = estimator.full_batch
         self._snapshot = self._arrays if snapshot is None else leaves_of(snapshot)
         if snapshot is None and estimator.compares:
@@ -222,30 +226,14 @@ class Candidates(Sequence[Any]):
         return self._point(arrays)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield all points; those of a central difference share a product where that is faster."""
-        waiting = None
-        for i, mirrored in enumerate(self._mirrored):
-            if waiting is not None:
-                yield waiting
-                waiting = None
-            elif mirrored and (pairs := self._pairs(i)):
-                waiting = self._point([minus for _, minus in pairs])
-                yield self._point([plus for plus, _ in pairs])
-            else:
-                yield self[i]
-
-    def _pairs(self, index: int) -> list[tuple[Array, Array]] | None:
-        probe, scale, snapshot = self._evaluations[index]
-        if probe is None:
-            return None
-        pairs = []
-        base = self._base(snapshot)
-        for x, p in zip(base, self._probes, strict=True):
-            pair = _arrays.low_rank_pair(x, *p.factors(probe), scale)
-            if pair is None:
-                return None
-            pairs.append(pair)
-        return pairs
+        """Yield all points; small ones on a host are made together."""
+        if not _arrays.made_at_once(self._arrays, len(self)):
+            yield from map(self.__getitem__, range(len(self)))
+        elif self._single:
+            yield from self.stacked()
+        else:
+            for point in zip(*leaves_of(self.stacked()), strict=True):
+                yield self._point(list(point))
 
     def stacked(self) -> Any:
         """Return all points as one array (q, *shape), or as a dict of them.
@@ -254,7 +242,7 @@ class Candidates(Sequence[Any]):
         its factors and the probes share its frame; the others are written into the stack.
         """
         memory = self._binding.stack_memory(self._arrays, len(self))
-        first, last = self._along_probes()
+        first, last = self._consecutive
         around = [i for i in range(len(self)) if not first <= i < last]
         fresh = ArrayBinding()
         others = [leaves_of(self._made(i, fresh)) for i in around] if memory[0] is None else []
@@ -307,21 +295,6 @@ class Candidates(Sequence[Any]):
         found = self._probes[leaf]
         names = ("frame", probe) if found.shares_frame else (probe, "frame")
         return (*found.factors(probe), scale, names)
-
-    def _along_probes(self) -> tuple[int, int]:
-        """Return the range of points around X that lie along its probes, in their order."""
-        first = sum(1 for e in self._evaluations[:1] if e.probe is None)
-        last = first
-        while last < len(self) and self._evaluations[last] == self._expected(last - first):
-            last += 1
-        return first, last
-
-    def _expected(self, i: int) -> Evaluation:
-        """Return the i-th point of probes that are taken one after the other."""
-        first = next((e for e in self._evaluations if e.probe is not None), Evaluation(None, 0.0))
-        if any(self._mirrored):
-            return Evaluation(i // 2, -first.scale if i % 2 else first.scale)
-        return Evaluation(i, first.scale)
 
     def _point(self, arrays: list[Array]) -> Any:
         return arrays[0] if self._single else like_params(self.params, arrays)

@@ -134,13 +134,17 @@ class FiniteDifference:
         return any(e.snapshot for e in self.evaluations)
 
     @cached_property
-    def mirrored(self) -> tuple[bool, ...]:
-        """For each evaluation, whether the next one is its mirror image: +mu before -mu."""
-        following = (*self.evaluations[1:], Evaluation(None, 0.0))
-        return tuple(
-            e.probe is not None and e.scale > 0 and f == e._replace(scale=-e.scale)
-            for e, f in zip(self.evaluations, following, strict=True)
-        )
+    def consecutive(self) -> tuple[int, int]:
+        """The range of evaluations around X at probes 0, 1, ..., each alone or +mu before -mu."""
+        first = sum(1 for e in self.evaluations[:1] if e.probe is None)
+        last, points = first, self.evaluations[first:]
+        mirrored = len(points) > 1 and points[0].probe == points[1].probe
+        for i, point in enumerate(points):
+            probe, sign = (i // 2, 1 - 2 * (i % 2)) if mirrored else (i, 1)
+            if point != Evaluation(probe, sign * points[0].scale):
+                break
+            last += 1
+        return first, last - (last - first) % (2 if mirrored else 1)
 
     def differences(self, losses: Array) -> Array:
         """Return the coefficients c (N,) of a step's `losses`; NaN where a loss was not finite."""

@@ -6,6 +6,7 @@ the squares in float32 neither overflow nor vanish.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -118,11 +119,10 @@ def _sweep(momentum: Array, right: Array) -> tuple[Array, Array]:
     image = momentum @ right
     if unit is not None:
         image = image / unit
-    squares = xp.sum(image * image, axis=-2, keepdims=True)
-    cutoff = (max(momentum.shape[-2:]) * _arrays.epsilon(momentum)) ** 2
-    visible = squares > cutoff * xp.max(squares, axis=-1, keepdims=True)
-    inverse = xp.where(visible, 1.0 / xp.sqrt(xp.where(visible, squares, 1.0)), 0.0)
-    return image * inverse, right
+    lengths = xp.sqrt(xp.vecdot(image, image, axis=-2))[..., None, :]
+    cutoff = max(momentum.shape[-2:]) * _arrays.epsilon(momentum)
+    visible = lengths > cutoff * xp.max(lengths, axis=-1, keepdims=True)
+    return image / xp.where(visible, lengths, math.inf), right
 
 
 def _require_matrix(name: str, matrix: Any) -> None:

@@ -206,6 +206,11 @@ def advance_all(
     draws : sequence of (Randomness, leaf, step)
         What an orthogonalizer that draws numbers draws them with.
     """
+    if len(rules) == 1:
+        (rule,), (state,), (g,), (own,) = rules, states, gradients, flags
+        one = rule.average(state, g, *own)
+        found = rule.orthogonalize(one, draws[0])
+        return [rule.move(state, one, found, g, own[0], rates[0])]
     leaves = list(zip(rules, states, gradients, flags, strict=True))
     averaged = [r.average(state, g, *own) for r, state, g, own in leaves]
     directions = _directions(rules, averaged, draws)
@@ -219,8 +224,6 @@ def _directions(
     rules: Sequence[Rule], averaged: list[Averaged], draws: Sequence[DrawKey]
 ) -> list[Direction]:
     """Return the directions of all leaves; matrices of one shape are computed as a stack."""
-    if len(rules) == 1:
-        return [rules[0].orthogonalize(averaged[0], draws[0])]
     groups: dict[Any, list[int]] = {}
     for i, (rule, a) in enumerate(zip(rules, averaged, strict=True)):
         part, x = rule.orthogonalizer, a.used
