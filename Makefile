@@ -28,7 +28,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e ".[cli,torch,jax,scipy,transformers,examples,test,docs,bench]"
+		-e ".[cli,torch,jax,scipy,dask,mpi,transformers,examples,test,docs,bench]"
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo

@@ -48,7 +48,7 @@ class Logged:
 def live(journal, log, seconds=0.0, queries=QUERIES):
     """Begin the run, or go on with it."""
     fun = Logged(log, seconds)
-    if journal.file.exists():
+    if Path(journal.path).exists():
         return zo.resume(journal, fun)
     return zo.minimize(fun, X0, max_queries=queries, seed=5, journal=journal)
 

@@ -1,7 +1,15 @@
 """Minimise a black-box function of matrices by calling it, never differentiating it."""
 
 from .catalog import methods, zo_mopi, zo_mopi_released, zo_muon
-from .errors import JournalError, JournalWarning, NonFiniteLossError, PrecisionWarning
+from .errors import (
+    EvaluationTimeoutError,
+    JournalError,
+    JournalWarning,
+    NonFiniteLossError,
+    PrecisionWarning,
+    WorkerDiedError,
+)
+from .failures import Retry
 from .first_order import adago, aro, dion, low_rank_msgd, low_rank_muon, mopi, muon
 from .journal import Journal
 from .linear_methods import (
@@ -30,6 +38,7 @@ from .update import constant, cosine_decay, linear_decay
 
 __all__ = [
     "Draw",
+    "EvaluationTimeoutError",
     "HostSampler",
     "Iteration",
     "Journal",
@@ -42,7 +51,9 @@ __all__ = [
     "PrecisionWarning",
     "RaceResult",
     "Result",
+    "Retry",
     "Sampler",
+    "WorkerDiedError",
     "adago",
     "apply_step",
     "aro",

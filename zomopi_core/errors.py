@@ -564,3 +564,57 @@ def not_rows(index: object) -> TypeError:
         f"a PerturbedMatrix has rows only, by a slice, an integer or an integer array, got "
         f"{index!r:.60}; use P.T for columns or P.dense()"
     )
+
+
+class EvaluationTimeoutError(TimeoutError):
+    """A call of the function took longer than ``timeout``."""
+
+
+def evaluation_timeout(seconds: float) -> EvaluationTimeoutError:
+    """Explain that a call was given up."""
+    return EvaluationTimeoutError(f"fun did not return within timeout={seconds:g} seconds")
+
+
+def timeout_of_shared_memory() -> ValueError:
+    """Explain that a call that hangs keeps its array."""
+    return ValueError(
+        "reuse_buffers=True lends one piece of memory to all points, and a call that exceeds "
+        "timeout keeps it; leave one of the two out, or pass workers=1, a process that can be "
+        "ended"
+    )
+
+
+class WorkerDiedError(RuntimeError):
+    """A process that evaluated the function ended without an answer."""
+
+
+def worker_died(code: int | None) -> WorkerDiedError:
+    """Explain that two processes died over one point."""
+    return WorkerDiedError(
+        f"two workers died while they evaluated the same point, the last with exit code {code}; "
+        'on_failure={"exception": "skip"} leaves such points out'
+    )
+
+
+def wrong_workers(value: object) -> TypeError:
+    """Explain that `workers` is neither a number nor an executor."""
+    return TypeError(
+        f"workers must be a number of processes or an executor with a method submit, got "
+        f"{type(value).__name__}"
+    )
+
+
+def stack_in_workers() -> ValueError:
+    """Explain that the points of a step belong together."""
+    return ValueError(
+        "vectorized=True hands all points of a step to one call of fun, structured=True lets them "
+        "share products, and workers hands them out one by one; leave one of the two out"
+    )
+
+
+def shared_memory_in_workers() -> ValueError:
+    """Explain that an executor may read a point later."""
+    return ValueError(
+        "reuse_buffers=True makes all points in one piece of memory, which an executor may read "
+        "when the next one is there; leave one of the two out, or pass a number of workers"
+    )

@@ -94,8 +94,7 @@ class Journal:
         )
 
     @property
-    def file(self) -> Path:
-        """The path as an object."""
+    def _file(self) -> Path:
         return Path(self.path)
 
 
@@ -136,7 +135,7 @@ class Recorder:
         self._rows = iter(()) if rows is None else rows
         self.row = row  # rows that are used up or written
         self._known: dict[int, bytes] = {}
-        self.snapshots = SnapshotFiles(journal.file, run)
+        self.snapshots = SnapshotFiles(journal._file, run)
         self._saves = journal.snapshots
         self.began = self._saved_at = time.perf_counter()
         self.queries = 0  # of an optimizer; `minimize` counts its own
@@ -164,7 +163,7 @@ class Recorder:
     ) -> Recorder:
         """Create the journal of a run that begins at `x0`."""
         header = describe(driver, x0, method, sampler, bounds, project, rules)
-        path = journal.file
+        path = journal._file
         # The start comes first: where there is a journal there is what it began with.
         if journal.snapshots and not path.exists():
             tree = {"x0": x0, "bounds": _storable(bounds)}
@@ -263,11 +262,11 @@ class Recorder:
     def catch_up(self, optimizer: Any, step: int | None = None) -> None:
         """Take the recorded steps of an optimizer, up to a step, and tell it single losses."""
         while optimizer.nit != step and (row := self.take("", optimizer.nit)) is not None:
-            if unpack_losses(row.losses, self._like).shape[0] < optimizer.queries:
-                optimizer.skip_search()
-            losses = self.losses(row, len(optimizer.ask()))
             self.queries, self.began = row.queries, time.perf_counter() - row.elapsed
-            optimizer._take_step(losses)
+            try:
+                optimizer.follow(unpack_losses(row.losses, self._like))
+            except ValueError as error:
+                raise errors.other_run(f"step {row.step}: {error}") from error
         if known := self.known():
             optimizer.ask()
             optimizer._told = known

@@ -62,6 +62,22 @@ def join_losses(scalars: list[Any]) -> Array:
     return xp.stack([xp.asarray(s, dtype=dtype, device=place) for s in scalars])
 
 
+def replace_losses(losses: Array, places: list[int], others: Array) -> Array:
+    """Return 1-d `losses` with `others` at the given places."""
+    xp = namespace(losses)
+    if isinstance(others, np.ndarray) and xp is not np:  # failures alone are floats
+        others = xp.asarray(others, dtype=losses.dtype, device=device(losses))
+    elif xp is np and not isinstance(others, np.ndarray):
+        return join_losses(
+            [
+                others[places.index(i)] if i in places else float(losses[i])
+                for i in range(losses.shape[0])
+            ]
+        )
+    parts = [others[places.index(i)] if i in places else losses[i] for i in range(losses.shape[0])]
+    return xp.stack(parts)
+
+
 def _loss_dtype(losses: Array) -> Any:
     """Return the dtype in which differences of losses are taken: none of their digits is lost."""
     xp = namespace(losses)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 
 from . import _arrays, errors
-from ._checks import check_count, finite, positive
+from ._checks import check_count, finite, flag, positive
 from ._progress import progress_display
 from .catalog import find_method, tuned_method
 from .constraints import Projection
 from .costs import StepCosts
-from .failures import Failures
+from .failures import Failures, Retry
 from .journal import Journal, Recorder, as_journal
 from .method import Method
 from .objective import Objective, check_params
@@ -31,6 +32,7 @@ from .run import (
 )
 from .sampling import Sampler
 from .update import Schedule
+from .workers import check_workers
 
 
 def minimize(
@@ -53,7 +55,11 @@ def minimize(
     reuse_buffers: bool = False,
     bounds: Any = None,
     project: Projection | None = None,
-    on_failure: str | Mapping[str, str] | None = None,
+    on_failure: str | Retry | Mapping[str, Any] | None = None,
+    timeout: float | None = None,
+    workers: int | Executor | None = None,
+    failure_limit: int | None = 1000,
+    guard: bool = True,
     callback: Callable[[Iteration], Any] | None = None,
     progress: bool = False,
     journal: str | os.PathLike[str] | Journal | None = None,
@@ -115,11 +121,28 @@ def minimize(
         iterate.
     project : callable, optional
         Applied to the iterate after each step, after `bounds`.
-    on_failure : {"skip", "raise"} or dict, optional
-        What to do when a loss or a gradient is not finite, or its function raises an exception; a
-        dict has the keys
-        ``"non-finite"`` (default ``"skip"``: the probe is left out) and ``"exception"`` (default
-        ``"raise"``). An exception carries what was reached in its attribute ``result``.
+    on_failure : {"skip", "retry", "raise"}, Retry or dict, optional
+        What to do when a loss or a gradient is not finite, its function raises an exception or
+        returns no number, or a call takes longer than `timeout`: leave the probe out, evaluate it
+        again (`Retry` says how often), or end the run. A dict has the keys ``"non-finite"``
+        (default ``"skip"``), ``"exception"`` (default ``"raise"``) and ``"timeout"`` (default
+        ``"skip"``). An exception carries what was reached in its attribute ``result``.
+    timeout : float, optional
+        Seconds after which a call of `fun` has failed. Without `workers` it is made in a thread
+        of its own, and goes on in the background if it never ends; a worker is ended.
+    workers : int or Executor, optional
+        Number of processes that evaluate the points of a step at a time, or anything with the
+        `submit` of `concurrent.futures.Executor`. The bits are those of one by one. A process
+        that dies is replaced and its point evaluated again, once. Where the parameters take
+        256 KiB or more, processes hold them, and are sent losses and numbers of points.
+    failure_limit : int, optional
+        Number of evaluations that fail in a row after which the run stops, with status
+        ``"failures"``; None for no limit.
+    guard : bool
+        Whether to go back to the best point, with a quarter of the learning rate and without
+        momentum, when the losses stay far above the best one: for 50 steps by ten times what F
+        had fallen, without coming down. Only for a learning rate that is not tuned; tuning
+        retreats by itself.
     callback : callable, optional
         Called with an `Iteration` after each step; returning True, or raising StopIteration,
         stops the run.
@@ -161,20 +184,24 @@ def minimize(
         ("max_queries", max_queries),
         ("max_steps", max_steps),
         ("stagnation", stagnation),
+        ("failure_limit", failure_limit),
     ):
         if count is not None:
             check_count(name, count)
-    if max_time is not None:
-        positive("max_time", max_time)
+    for name, seconds in (("max_time", max_time), ("timeout", timeout)):
+        if seconds is not None:
+            positive(name, seconds)
+    check_workers(workers, vectorized or structured, reuse_buffers, timeout)
     if target is not None:
         target = finite("target", target)
-    for name, flag in (
-        ("vectorized", vectorized),
-        ("structured", structured),
-        ("progress", progress),
-    ):
-        if not isinstance(flag, bool):
-            raise errors.not_a_number(name, flag, "True or False")
+    flags = {
+        "vectorized": vectorized,
+        "structured": structured,
+        "progress": progress,
+        "guard": guard,
+    }
+    for name, value in flags.items():
+        flag(name, value)
     for name, function in (("callback", callback), ("gradient", gradient)):
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be callable, got {type(function).__name__}")
@@ -198,7 +225,7 @@ def minimize(
         raise errors.budget_below_step(max_queries, costs.of(1))
     if steps is not None:
         method = method.with_horizon(steps)
-    failures = Failures(on_failure)
+    failures = Failures(on_failure, failure_limit)
     rules = Rules(max_queries, max_steps, max_time, target, stagnation)
     journal = as_journal(journal)
     if journal is not None:
@@ -220,7 +247,10 @@ def minimize(
             "vectorized": vectorized,
             "structured": structured,
             "reuse_buffers": reuse_buffers,
-            "on_failure": failures.policy,
+            "on_failure": failures.as_json(),
+            "timeout": timeout,
+            "failure_limit": failure_limit,
+            "guard": guard,
         }
         sampler = optimizer.state.random.sampler
         recorder = Recorder.start(
@@ -234,6 +264,9 @@ def minimize(
         seed=seed_of_keys(seed),
         constrained=constrained,
         rules=rules,
+        guarded=guard,
+        timeout=timeout,
+        workers=workers,
         recorder=recorder,
     )
     return drive(run, callback, progress)
@@ -259,6 +292,8 @@ def drive(run: Run, callback: Callable[[Iteration], Any] | None, progress: bool)
             )
         raise
     finally:
+        if run.parallel is not None:
+            run.parallel.close()
         if run.recorder is not None:
             run.recorder.close()
     return run.result(status)

@@ -203,29 +203,44 @@ class Objective:
         self, points: Sequence[Any], key: int | None, failure: Callable[..., Any]
     ) -> Array:
         """Return the losses of `points`, 1-d; `failure` makes a loss of an exception."""
-        keywords = {"key": key} if self.takes_key else {}
         if self.vectorized:
             self.calls += len(points)
-            stack = points.stacked() if isinstance(points, Candidates) else stack_points(points)
             try:
-                losses = self._fun(stack, **keywords)
+                losses = self.call(self.prepared(points), key)
+                return self.checked_stack(losses, len(points))
             except Exception as error:
-                return stack_losses([failure(error)] * len(points))
-            return check_losses(losses, len(points), errors.wrong_stack_of_losses)
-        given = _perturbed(points) if self.structured else points
+                return stack_losses([failure(error) for _ in range(len(points))])
+        keywords = {"key": key} if self.takes_key else {}
         losses, fun, calls = [], self._fun, self.calls
         try:
-            for point in given:
+            for point in self.prepared(points):
                 calls += 1
                 try:
                     loss = fun(point, **keywords) if keywords else fun(point)
+                    # What is no loss should be said before the next, maybe costly, call.
+                    losses.append(loss if type(loss) is float else scalar_loss(loss))
                 except Exception as error:
-                    loss = failure(error)
-                # one by one: what is no loss should be said before the next, maybe costly, call
-                losses.append(loss if type(loss) is float else scalar_loss(loss))
+                    losses.append(failure(error))
         finally:
             self.calls = calls
         return join_losses(losses)
+
+    def prepared(self, points: Sequence[Any]) -> Any:
+        """Return points as the function takes them: one after the other, or as a stack."""
+        if self.structured:
+            return _perturbed(points)
+        if not self.vectorized:
+            return points
+        return points.stacked() if isinstance(points, Candidates) else stack_points(points)
+
+    def call(self, point: Any, key: int | None) -> Any:
+        """Return what the function returns for what `prepared` gave."""
+        return self._fun(point, key=key) if self.takes_key else self._fun(point)
+
+    @staticmethod
+    def checked_stack(losses: Any, count: int) -> Array:
+        """Return the losses of a stack as a 1-d array; raise if they are none."""
+        return check_losses(losses, count, errors.wrong_stack_of_losses)
 
 
 def _perturbed(points: Sequence[Any]) -> Iterable[Any]:

@@ -247,6 +247,8 @@ class Optimizer:
                 pairs = zip(rules, rates, strict=True)
                 tuned = [tuning.rate if r.update.tuned else given for r, given in pairs]
                 rates = (tuned[0], tuned[1])
+            if (factor := self._point.rate_factor) != 1.0:
+                rates = (factor * rates[0], factor * rates[1])
             self._cached_rates = step, rates, float(rates[self._first_kind]) * self._unit
         return self._cached_rates[1:]
 
@@ -323,6 +325,12 @@ class Optimizer:
     def tunes(self) -> bool:
         """Whether a learning rate or the smoothing is measured during the run."""
         return self._point.tuning is not None
+
+    @property
+    def tunes_rate(self) -> bool:
+        """Whether the learning rate is measured during the run."""
+        tuning = self._point.tuning
+        return tuning is not None and tuning.tunes_rate
 
     @property
     def queries(self) -> int:
@@ -440,11 +448,25 @@ class Optimizer:
             self._recorder.close()
             self._recorder = None
 
+    def follow(self, losses: Any) -> None:
+        """Take a step from the losses of an optimizer of which this is a copy.
+
+        Parameters
+        ----------
+        losses : 1-d array
+            What the other was told; where it left out the points beside the probes, so does this.
+        """
+        if losses.shape[0] < self.queries:
+            self.skip_search()
+        checked = check_losses(losses, len(self.ask()), _wrong_number)
+        self._take_step(checked)
+
     def _restore(self, point: Point) -> None:
         """Go on from a point of this method, on parameters of this form."""
         for x in leaves_of(point.params):
             _arrays.freeze(x)
         self._point, self._asked, self._told = point, None, {}
+        self._cached_rates = (-1, (0.0, 0.0), 0.0)
 
     def _take_step(self, losses: Array) -> None:
         """Do the work of `tell` for a 1-d array of losses that was checked before."""
@@ -533,7 +555,7 @@ class Optimizer:
         verdict: Verdict,
         snapshot: Snapshot | None = None,
     ) -> None:
-        before, state, refreshed_at, _, direction, best, _ = self._point
+        before, state, refreshed_at, _, direction, best, _, factor = self._point
         if verdict.best:
             best = before
         if verdict.retreat:
@@ -555,7 +577,7 @@ class Optimizer:
             direction = self._direction(after, step)
             if not tuning.alpha > 0:
                 tuning = tuning.started(self._geometry(direction, probes))
-        self._point = Point(params, after, refreshed_at, tuning, direction, best, snapshot)
+        self._point = Point(params, after, refreshed_at, tuning, direction, best, snapshot, factor)
         self._asked = None  # and what it held
         if self._project is None:  # else the array may belong to the projection
             held = [params, best, *self.held()]

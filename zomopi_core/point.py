@@ -26,3 +26,4 @@ class Point(NamedTuple):
     direction: tuple[Change, ...]  # of the last step, for rate 1; empty where none is needed
     best: Any  # parameters of the best iterate that a line search measured
     snapshot: Snapshot | None = None
+    rate_factor: float = 1.0  # below 1 after a divergence

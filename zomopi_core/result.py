@@ -60,16 +60,20 @@ class Result:
         Steps taken.
     success : bool
         Whether the run ended as asked: by budget, time, stagnation, the callback or the target;
-        False after an interruption, if a target was given and not reached, and if no evaluation
-        gave a finite loss.
+        False after an interruption or too many failures, if a target was given and not reached,
+        and if no evaluation gave a finite loss.
     status : str
         ``"max_queries"``, ``"max_steps"``, ``"max_time"``, ``"target"``, ``"stagnation"``,
-        ``"callback"`` or ``"interrupted"``; ``"failed"`` in the result that an exception carries.
+        ``"callback"``, ``"failures"`` or ``"interrupted"``; ``"failed"`` in the result that an
+        exception carries.
     message : str
         The same in a sentence, and how many evaluations failed, if any.
     history : dict of str to numpy.ndarray
         One entry a step: ``"queries"``, ``"loss"``, ``"best"``, ``"learning_rate"`` and
         ``"elapsed"`` (seconds), as in `Iteration`.
+    returns : tuple of int
+        Numbers of the steps after which the iterate went back to the best point, because the
+        loss had been far above it for long, and the learning rate fell.
     """
 
     x: Any
@@ -81,6 +85,7 @@ class Result:
     status: str
     message: str
     history: dict[str, np.ndarray[Any, Any]] = field(compare=False)
+    returns: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         names = ("message", "success", "status", "fun", "nfev", "nit")

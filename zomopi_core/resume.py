@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import _arrays, errors
+from ._checks import positive
 from ._header import (
     bounds_digest,
     check_driver,
@@ -34,6 +36,7 @@ from .point import Point
 from .result import Iteration, Result
 from .run import Rules, Run, seed_of_keys
 from .sampling import Sampler
+from .workers import check_workers
 
 
 def resume(
@@ -45,6 +48,7 @@ def resume(
     seed: Sampler | None = None,
     bounds: Any = None,
     project: Projection | None = None,
+    workers: int | Executor | None = None,
     callback: Callable[[Iteration], Any] | None = None,
     progress: bool = False,
     exact: bool = True,
@@ -63,7 +67,7 @@ def resume(
         Needed where they held code of your own: a part or schedule of a method, a sampler.
     bounds, project : optional
         Needed if the run had a projection; bounds only where the journal has no snapshots.
-    callback, progress
+    workers, callback, progress
         As in `minimize`. The callback is called for the last recorded step, in case it was not
         before, and for the new ones.
     exact : bool
@@ -101,11 +105,11 @@ def resume(
     config = as_journal(journal)
     assert config is not None
     given = _Given(x0, method, seed, bounds, project)
-    file = JournalFile(config.file, durable=config.durable)
+    file = JournalFile(config._file, durable=config.durable)
     try:
         check_driver(file.header, "minimize")
         saved = _Saved(file.path, file.header, given, exact)
-        run = saved.run(fun)
+        run = saved.run(fun, workers)
         row = saved.restore(run, sum(1 for _ in file.rows()))
         like = leaves_of(run.optimizer.x)[0]
         run.recorder = Recorder(config, file, file.header["run"], like, file.rows(), row)
@@ -129,7 +133,7 @@ def resume_optimizer(
     config = as_journal(journal)
     assert config is not None
     given = _Given(x0, method, seed, bounds, project)
-    file = JournalFile(config.file, durable=config.durable)
+    file = JournalFile(config._file, durable=config.durable)
     try:
         check_driver(file.header, "optimizer")
         saved = _Saved(file.path, file.header, given, exact)
@@ -186,8 +190,8 @@ def replay(
     config = as_journal(journal)
     assert config is not None
     own = _Given(x0, method, seed, bounds, project)
-    header, recorded = read_journal(config.file)
-    saved = _Saved(config.file, header, own, exact)
+    header, recorded = read_journal(config._file)
+    saved = _Saved(config._file, header, own, exact)
     rows = list(recorded)
     if step is not None and not 0 <= step <= sum(row.kind == "" for _, row in rows):
         raise errors.not_a_number("step", step, "that of a recorded step")
@@ -284,7 +288,7 @@ class _Saved:
             reuse_buffers=self._header["rules"].get("reuse_buffers") is True,
         )
 
-    def run(self, fun: Callable[..., Any]) -> Run:
+    def run(self, fun: Callable[..., Any], workers: Any = None) -> Run:
         """Return the run as it was at the start."""
         settings = self._header["rules"]
         try:
@@ -294,11 +298,17 @@ class _Saved:
             objective = Objective(
                 fun,
                 vectorized=settings["vectorized"] is True,
-                structured=settings.get("structured") is True,
+                structured=settings["structured"] is True,
             )
-            failures = Failures(settings["on_failure"])
+            failures = Failures(settings["on_failure"], settings["failure_limit"])
+            timeout = settings["timeout"]
+            if timeout is not None:
+                positive("timeout", timeout)
         except (KeyError, TypeError, ValueError) as error:
             raise errors.other_run(f"its rules cannot be read: {error}") from error
+        shared = settings["reuse_buffers"] is True
+        stacked = objective.vectorized or objective.structured
+        check_workers(workers, stacked, shared, timeout)
         optimizer = self.optimizer()
         return Run(
             optimizer,
@@ -308,6 +318,9 @@ class _Saved:
             seed=seed_of_keys(self._sampler),
             constrained=self._header["bounds"] is not None or self._project is not None,
             rules=rules,
+            guarded=settings["guard"] is True,
+            timeout=timeout,
+            workers=workers,
         )
 
     def restore(self, driver: Run | Optimizer, rows: int, step: int | None = None) -> int:

@@ -14,13 +14,17 @@ from . import _arrays, errors
 from ._journal_file import Row
 from .binding import Candidates
 from .costs import StepCosts
+from .evaluation import Evaluator
 from .failures import Failures
+from .guard import Guard, back_at
 from .journal import Recorder, mean_of_finite, note_of, pack_losses, read_note
+from .losses import replace_losses
 from .method import Method, leaves_of, like_params
 from .objective import Objective, check_gradient, takes_key
 from .optimizer import Optimizer
 from .result import Iteration, Result
 from .sampling import step_key
+from .workers import parallel_of
 
 # Queries beside the steps: one for x0 and two to check the result. All of them are spent where
 # they are a small part of the budget; below this many steps only that on the best point is.
@@ -28,9 +32,12 @@ CHECKS = 3
 _STEPS_WORTH_CHECKS = 10
 # Noise levels within which two losses, of one evaluation each, are as good as equal.
 _EQUAL = 3.0
+# Further evaluations of a point of a line search that failed.
+_PERSISTENCE = 5
 # A budget of this many steps pays for measuring the noise of the function.
 _NOISE_WORTH = 20
 
+_UNSUCCESSFUL = ("interrupted", "failed", "failures")
 _NO_LOSSES = pack_losses(np.zeros(0))
 
 _MESSAGES = {
@@ -38,6 +45,7 @@ _MESSAGES = {
     "max_steps": "The number of steps is reached.",
     "max_time": "The time is up.",
     "target": "The target is reached.",
+    "failures": "Too many evaluations failed in a row.",
     "stagnation": "The best loss has not improved for the number of steps given as stagnation.",
     "callback": "The callback asked to stop.",
     "interrupted": "Interrupted from the keyboard; this is what was reached.",
@@ -108,12 +116,18 @@ class Run:
         seed: int,
         constrained: bool,
         rules: Rules,
+        guarded: bool,
+        timeout: float | None = None,
+        workers: Any = None,
         recorder: Recorder | None = None,
     ) -> None:
         self.optimizer, self.objective, self.failures = optimizer, objective, failures
         self.gradient = gradient
         self.seed, self.constrained = seed, constrained
         self.rules, self.recorder = rules, recorder
+        self.parallel = parallel_of(workers, objective.call, optimizer, timeout)
+        self._evaluate = Evaluator(objective, failures, timeout=timeout, parallel=self.parallel)
+        self.guard = Guard() if guarded and not optimizer.tunes_rate else None
         costs = step_costs(optimizer.method, constrained)
         self.spare = spare_queries(rules.max_queries, costs)
         if rules.max_queries is not None and rules.max_queries < costs.of(_NOISE_WORTH):
@@ -153,36 +167,70 @@ class Run:
         make the loss that is told.
         """
         recorder, step = self.recorder, self.optimizer.nit
-        if recorder is None:
-            losses = self._evaluated(points, full_batch)
-            return losses, self._checked(losses)
-        if (row := recorder.take(kind, step)) is not None:
+        if recorder is not None and (row := recorder.take(kind, step)) is not None:
             losses = recorder.losses(row, len(points))
-            self._absorb(row)
-            return losses, _arrays.to_host(losses).tolist()
+            host = _arrays.to_host(losses).tolist()
+            self._absorb(row, host)
+            return losses, host
         failed = self.failures.count
-        losses = recorder.native(self._evaluated(points, full_batch))
+        losses = self._evaluated(points, full_batch)
+        if recorder is not None:
+            losses = recorder.native(losses)
         host = self._checked(losses)
-        failed = self.failures.count - failed
-        rate = math.nan if kind else self.optimizer.learning_rate
-        note = note_of(failed=failed, first=self.failures.first) if failed else ""
-        loss, calls = mean_of_finite(host[:count]), self.objective.calls
-        packed = pack_losses(losses)
-        recorder.write(Row(step, kind, calls, loss, rate, self.elapsed, packed, note))
+        if count is not None and self.failures.count > failed:
+            losses, host = self._completed(points, losses, host, count, full_batch)
+        if recorder is not None:
+            failed = self.failures.count - failed
+            rate = math.nan if kind else self.optimizer.learning_rate
+            note = note_of(failed=failed, first=self.failures.first) if failed else ""
+            loss, calls = mean_of_finite(host[:count]), self.objective.calls
+            packed = pack_losses(losses)
+            recorder.write(Row(step, kind, calls, loss, rate, self.elapsed, packed, note))
         return losses, host
 
-    def _evaluated(self, points: Any, full_batch: bool) -> Any:
+    def _completed(
+        self, points: Any, losses: Any, host: list[float], count: int, full_batch: bool
+    ) -> tuple[Any, list[float]]:
+        """Evaluate points beside the probes again that failed, where probes failed, too.
+
+        A hole among the probes costs a part of the step, one along a line all of the search. Where
+        all probes are well, a failure along the line says that it leads too far.
+        """
+        for _ in range(_PERSISTENCE):
+            holes = [i for i in range(count, len(host)) if not math.isfinite(host[i])]
+            if not holes or all(map(math.isfinite, host[:count])):
+                break
+            if self._allowed(len(holes)) < 0:
+                break
+            found = self._evaluated([points[i] for i in holes], full_batch, alone=True)
+            self._checked(found)
+            losses = replace_losses(losses, holes, found)
+            host = _arrays.to_host(losses).tolist()
+        return losses, host
+
+    def _allowed(self, count: int) -> int:
+        """Return the evaluations that the budget pays for beside so many."""
+        most = self.rules.max_queries
+        # What is kept for checking the result is not spent on what failed.
+        return 2**62 if most is None else most - self.objective.calls - count - self.spare
+
+    def _evaluated(self, points: Any, full_batch: bool, alone: bool = False) -> Any:
         key = step_key(self.seed, self.optimizer.nit) if self.objective.takes_key else 0
-        return self.objective(points, None if full_batch else key, self.failures.of_exception)
+        allowed = max(0, self._allowed(len(points)))
+        recorder = None if alone else self.recorder
+        return self._evaluate(points, None if full_batch else key, recorder, allowed)
 
     def _checked(self, losses: Any) -> list[float]:
         host: list[float] = _arrays.to_host(losses).tolist()
         if not math.isfinite(sum(host)):  # one test for all in the usual case
             self.failures.check(host)
+        else:
+            self.failures.in_a_row = 0
         return host
 
-    def _absorb(self, row: Row) -> None:
+    def _absorb(self, row: Row, losses: list[float]) -> None:
         """Take over the counts of a recorded row."""
+        self.failures.follow(losses)
         self.objective.calls = row.queries
         self.began = time.perf_counter() - row.elapsed
         if row.note:
@@ -228,7 +276,25 @@ class Run:
         elif not evaluates_iterate:  # the baseline is the iterate
             self.best.offer(host[0], optimizer.nit, optimizer.x)
         optimizer._take_step(losses)  # what the objective returned is checked
+        if self.parallel is not None:
+            self.parallel.advance(losses)
         self.record(loss, rate)
+        guard = self.guard
+        if guard is not None and guard.diverged(host[:count], loss, self.best.loss):
+            self._go_back(guard)
+
+    def _go_back(self, guard: Guard) -> None:
+        """Return to the best point after a divergence, and record that."""
+        optimizer, recorder, step = self.optimizer, self.recorder, self.optimizer.nit
+        best = self.best.point
+        best = like_params(best, [_arrays.copy(x) for x in leaves_of(best)])
+        optimizer._restore(back_at(optimizer._point, best, optimizer.method))
+        guard.returned(step)
+        if self.parallel is not None:
+            self.parallel.renew()
+        if recorder is not None and recorder.take("guard", step) is None:
+            rate, calls = optimizer.learning_rate, self.objective.calls
+            recorder.write(Row(step, "guard", calls, math.nan, rate, self.elapsed, _NO_LOSSES))
 
     def gradient_step(self) -> None:
         """Take a step along a true gradient; the loss is evaluated at the iterate."""
@@ -308,6 +374,8 @@ class Run:
                 self.optimizer.skip_search()
                 if left < self.next_queries:
                     return "max_queries"
+        if self.failures.too_many:
+            return "failures"
         if rules.max_steps is not None and nit >= rules.max_steps:
             return "max_steps"
         if rules.stagnation is not None and nit - self.best.steps >= rules.stagnation:
@@ -359,6 +427,7 @@ class Run:
             "calls": self.objective.calls,
             "elapsed": self.elapsed,
             "failures": failures.state(),
+            "guard": None if self.guard is None else self.guard.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -371,6 +440,19 @@ class Run:
         self.objective.calls = state["calls"]
         self.began = time.perf_counter() - state["elapsed"]
         self.failures.restore(state["failures"])
+        if self.guard is not None:
+            self.guard.restore(state["guard"])
+
+    def _remarks(self) -> str:
+        """Return sentences on failures and divergences, empty if there were none."""
+        remarks = self.failures.describe(self.objective.calls)
+        if self.guard is not None and self.guard.returns:
+            times = len(self.guard.returns)
+            remarks += (
+                f" {times} times the loss stayed far above the best, and the run went back to the "
+                "best point and on with a shorter step."
+            )
+        return remarks
 
     def result(self, status: str, message: str | None = None) -> Result:
         """Return what was reached."""
@@ -379,7 +461,7 @@ class Run:
         history = dict(zip(names, columns, strict=True))
         history["queries"] = history["queries"].astype(np.int64)
         best = self.best
-        success = status not in ("interrupted", "failed") and math.isfinite(best.loss)
+        success = status not in _UNSUCCESSFUL and math.isfinite(best.loss)
         if self.rules.target is not None:
             success = success and best.loss <= self.rules.target
         x, last = (self.optimizer.hand_over(point) for point in (best.point, self.optimizer.x))
@@ -391,8 +473,9 @@ class Run:
             self.optimizer.nit,
             success,
             status,
-            (message or _MESSAGES[status]) + self.failures.describe(self.objective.calls),
+            (message or _MESSAGES[status]) + self._remarks(),
             history,
+            () if self.guard is None else tuple(self.guard.returns),
         )
 
 

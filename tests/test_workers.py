@@ -1,0 +1,291 @@
+"""Points evaluated in other processes: the same bits, also when processes die or hang."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import zomopi_core as zo
+from zomopi_core import workers as workers_
+
+TARGET = np.outer(np.arange(6.0), np.ones(4)) / 6
+X0 = np.zeros((6, 4))
+
+
+def loss(x):
+    return float(np.mean((x - TARGET) ** 2))
+
+
+def keyed(x, key):
+    return loss(x) + 1e-3 * (key % 11)
+
+
+def same(a, b):
+    np.testing.assert_array_equal(a.x, b.x)
+    np.testing.assert_array_equal(a.x_last, b.x_last)
+    np.testing.assert_array_equal(a.history["loss"], b.history["loss"])
+    assert (a.fun, a.nfev, a.nit) == (b.fun, b.nfev, b.nit)
+
+
+@pytest.fixture(params=["held", "dense"])
+def way(request, monkeypatch):
+    """Whether workers hold the parameters."""
+    monkeypatch.setattr(workers_, "HELD_BYTES", 0 if request.param == "held" else 2**60)
+    return request.param
+
+
+class Faulty:
+    """Misbehaves at the n-th call of all processes together, counted by a file's length."""
+
+    def __init__(self, file, at, act):
+        self.file, self.at, self.act = file, at, act
+
+    def __call__(self, x):
+        with open(self.file, "ab") as file:
+            file.write(b".")
+        if os.path.getsize(self.file) in self.at:
+            self.act()
+        return loss(x)
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang():
+    time.sleep(60)
+
+
+class TestPool:
+    @pytest.mark.parametrize("options", [{}, {"method": "mezo"}, {"bounds": (None, 0.5)}], ids=str)
+    def test_same_bits(self, way, options):
+        options = {"max_queries": 300, "seed": 3, **options}
+        same(zo.minimize(loss, X0, workers=2, **options), zo.minimize(loss, X0, **options))
+
+    def test_keys(self, way):
+        options = {"max_queries": 200, "seed": 3}
+        same(zo.minimize(keyed, X0, workers=2, **options), zo.minimize(keyed, X0, **options))
+
+    def test_torch(self, way):
+        torch = pytest.importorskip("torch")
+        target = torch.asarray(TARGET, dtype=torch.float32)
+
+        def fun(x):
+            return torch.mean((x - target) ** 2)
+
+        x0 = torch.zeros(6, 4)
+        plain = zo.minimize(fun, x0, max_queries=100)
+        result = zo.minimize(fun, x0, max_queries=100, workers=1)
+        assert torch.equal(result.x, plain.x)
+
+    def test_divergence(self, way):
+        """After the way back workers hold the same parameters as before."""
+        method = zo.zo_mopi(learning_rate=zo.constant(0.3), refresh_every=7, probes=1)
+
+        def fun(x):
+            return float(np.sum(np.abs(x - 0.01) ** 3))
+
+        options = {"method": method, "max_queries": 700}
+        plain = zo.minimize(fun, X0, **options)
+        assert plain.returns
+        same(zo.minimize(fun, X0, workers=2, **options), plain)
+
+    def test_one_that_dies_is_replaced(self, way, tmp_path):
+        plain = zo.minimize(loss, X0, max_queries=200)
+        fun = Faulty(tmp_path / "calls", {5, 60, 130}, die)
+        result = zo.minimize(fun, X0, max_steps=plain.nit, workers=2)
+        np.testing.assert_array_equal(result.x_last, plain.x_last)
+
+    def test_a_point_that_kills_is_dropped(self, tmp_path):
+        fun = Faulty(tmp_path / "calls", range(40, 60), die)
+        options = {"max_queries": 300, "workers": 2}
+        result = zo.minimize(fun, X0, on_failure={"exception": "skip"}, **options)
+        assert "WorkerDiedError" in result.message
+        assert result.success
+        with pytest.raises(zo.WorkerDiedError, match="exit code -9") as caught:
+            zo.minimize(Faulty(tmp_path / "others", range(40, 60), die), X0, **options)
+        assert caught.value.result.nit > 0
+
+    def test_one_that_hangs_is_ended(self, way, tmp_path):
+        plain = zo.minimize(loss, X0, max_queries=100)
+        began = time.perf_counter()
+        fun = Faulty(tmp_path / "calls", {5, 31}, hang)
+        retry = {"timeout": zo.Retry(wait=0.0)}
+        result = zo.minimize(
+            fun, X0, max_steps=plain.nit, workers=2, timeout=0.3, on_failure=retry
+        )
+        np.testing.assert_array_equal(result.x_last, plain.x_last)
+        assert time.perf_counter() - began < 20
+
+    def test_none_is_left_behind(self):
+        def interrupted(iteration):
+            raise KeyboardInterrupt
+
+        for callback in (None, interrupted):
+            zo.minimize(loss, X0, max_queries=100, workers=2, callback=callback)
+            assert not workers_.multiprocessing.active_children()
+
+    def test_exceptions_come_home(self):
+        def fun(x):
+            raise KeyError("mine")
+
+        class Odd(Exception):
+            def __init__(self, a, b):
+                super().__init__("odd")
+
+        def odd(x):
+            raise Odd(1, 2)
+
+        with pytest.raises(KeyError, match="mine"):
+            zo.minimize(fun, X0, max_queries=100, workers=2)
+        with pytest.raises(RuntimeError, match="Odd: odd"):
+            zo.minimize(odd, X0, max_queries=100, workers=2)
+
+    def test_journal(self, way, tmp_path):
+        """Slow evaluations are recorded as they come in."""
+        options = {"max_queries": 60, "seed": 3}
+        plain = zo.minimize(loss, X0, **options)
+        calls = tmp_path / "calls"
+
+        def slow(x):
+            with open(calls, "ab") as file:
+                file.write(b".")
+            time.sleep(0.015)
+            return loss(x)
+
+        def stop(iteration):
+            raise OSError
+
+        path = tmp_path / "a.zomopi"
+        with pytest.raises(OSError):  # noqa: PT011
+            zo.minimize(slow, X0, journal=path, workers=2, callback=stop, **options)
+        same(zo.resume(path, slow, workers=2), plain)
+        assert calls.stat().st_size == plain.nfev
+
+    def test_little_travels_to_those_that_hold_the_parameters(self, monkeypatch):
+        sent = []
+        send = workers_.pickle.dumps
+        monkeypatch.setattr(
+            workers_.pickle, "dumps", lambda *a: sent.append(len(send(*a))) or send(*a)
+        )
+        x0 = np.zeros((400, 400))  # 1.3 MB
+        zo.minimize(lambda x: float(np.mean((x - 1) ** 2)), x0, max_queries=100, workers=1)
+        assert sum(n > 10_000 for n in sent) == 1  # the optimizer, once
+        assert sum(sent) - max(sent) < 10_000
+
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            ({"workers": 0}, "workers must be an integer"),
+            ({"workers": "two"}, "workers must be a number of processes or an executor"),
+            ({"workers": 2, "vectorized": True}, "hands all points of a step to one call"),
+            ({"workers": ThreadPoolExecutor(1), "reuse_buffers": True}, "one piece of memory"),
+        ],
+        ids=str,
+    )
+    def test_bad_options(self, options, text):
+        with pytest.raises((TypeError, ValueError), match=text):
+            zo.minimize(loss, X0, max_queries=100, **options)
+
+    def test_spawned_processes_need_importable_functions(self, monkeypatch):
+        monkeypatch.setattr(workers_.multiprocessing, "get_context", lambda: get_context("spawn"))
+        with pytest.raises(TypeError, match="cannot be sent"):
+            zo.minimize(lambda x: 1.0, X0, max_queries=100, workers=1)
+
+
+class TestExecutors:
+    def test_threads(self):
+        plain = zo.minimize(loss, X0, max_queries=300)
+        with ThreadPoolExecutor(3) as executor:
+            same(zo.minimize(loss, X0, max_queries=300, workers=executor), plain)
+
+    def test_processes(self):
+        plain = zo.minimize(loss, X0, max_queries=300)
+        with ProcessPoolExecutor(2, mp_context=get_context("fork")) as executor:
+            same(zo.minimize(loss, X0, max_queries=300, workers=executor), plain)
+
+    def test_a_broken_pool_is_an_exception(self, tmp_path):
+        fun = Faulty(tmp_path / "calls", {30}, die)
+        with (
+            ProcessPoolExecutor(2, mp_context=get_context("fork")) as executor,
+            pytest.raises(Exception, match="terminated abruptly") as caught,
+        ):
+            zo.minimize(fun, X0, max_queries=300, workers=executor)
+        assert caught.value.result.nit > 0
+
+    def test_time_limit(self):
+        calls = []
+
+        def fun(x):
+            calls.append(1)
+            if len(calls) == 20:
+                time.sleep(0.5)
+            return loss(x)
+
+        with ThreadPoolExecutor(3) as executor:
+            options = {"max_queries": 100, "workers": executor, "timeout": 0.2}
+            result = zo.minimize(fun, X0, **options)
+        assert re.search(r"1 of \d+ evaluations failed", result.message)
+
+    def test_dask_on_loopback(self):
+        distributed = pytest.importorskip("distributed")
+        plain = zo.minimize(loss, X0, max_queries=40)
+        done = subprocess.run(
+            [sys.executable, "-c", DASK], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert float(done.stdout.split()[-1]) == plain.fun, distributed.__version__
+
+    def test_mpi_ranks(self, tmp_path):
+        pytest.importorskip("mpi4py")
+        launcher = Path(sys.executable).with_name("mpiexec")
+        if not launcher.exists():
+            pytest.skip("there is no mpiexec beside this Python")
+        plain = zo.minimize(loss, X0, max_queries=100)
+        script = tmp_path / "ranks.py"
+        script.write_text(MPI)
+        command = [launcher, "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable]
+        done = subprocess.run(
+            [*command, "-m", "mpi4py.futures", script], capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert float(done.stdout.split()[-1]) == plain.fun
+
+
+_FUNCTION = """
+import numpy as np
+import zomopi_core as zo
+TARGET = np.outer(np.arange(6.0), np.ones(4)) / 6
+def loss(x):
+    return float(np.mean((x - TARGET) ** 2))
+"""
+DASK = (
+    _FUNCTION
+    + """
+from distributed import Client, LocalCluster
+if __name__ == "__main__":
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=False,
+                      dashboard_address=None) as cluster, Client(cluster) as client:
+        executor = client.get_executor(pure=False)
+        result = zo.minimize(loss, np.zeros((6, 4)), max_queries=40, workers=executor)
+    print(repr(result.fun))
+"""
+)
+MPI = (
+    _FUNCTION
+    + """
+from mpi4py.futures import MPIPoolExecutor
+if __name__ == "__main__":
+    with MPIPoolExecutor() as executor:
+        result = zo.minimize(loss, np.zeros((6, 4)), max_queries=100, workers=executor)
+    print(repr(result.fun))
+"""
+)
