@@ -457,6 +457,7 @@ class Optimizer:
             What the other was told; where it left out the points beside the probes, so does this.
         """
         if losses.shape[0] < self.queries:
+            self._asked = None  # the question that the other left out
             self.skip_search()
         checked = check_losses(losses, len(self.ask()), _wrong_number)
         self._take_step(checked)

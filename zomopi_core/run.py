@@ -141,6 +141,7 @@ class Run:
         optimizer.held = lambda: [best.base]
         self.rows: list[tuple[int, float, float, float, float]] = []
         self.began = time.perf_counter()
+        self._recorded_at: float | None = None  # elapsed time of what was recorded
 
     @property
     def per_step(self) -> int:
@@ -172,7 +173,7 @@ class Run:
             host = _arrays.to_host(losses).tolist()
             self._absorb(row, host)
             return losses, host
-        failed = self.failures.count
+        failed, self._recorded_at = self.failures.count, None
         losses = self._evaluated(points, full_batch)
         if recorder is not None:
             losses = recorder.native(losses)
@@ -232,7 +233,7 @@ class Run:
         """Take over the counts of a recorded row."""
         self.failures.follow(losses)
         self.objective.calls = row.queries
-        self.began = time.perf_counter() - row.elapsed
+        self.began, self._recorded_at = time.perf_counter() - row.elapsed, row.elapsed
         if row.note:
             self.failures.recall(read_note(row))
 
@@ -324,7 +325,8 @@ class Run:
 
     def record(self, loss: float, rate: float) -> None:
         """Add a step to the history."""
-        self.rows.append((self.objective.calls, loss, self.best.loss, rate, self.elapsed))
+        elapsed = self.elapsed if self._recorded_at is None else self._recorded_at
+        self.rows.append((self.objective.calls, loss, self.best.loss, rate, elapsed))
 
     def iteration(self) -> Iteration:
         """Return what there is to tell of the last step."""
