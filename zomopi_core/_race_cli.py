@@ -61,7 +61,7 @@ def race_command(
     in zo_muon:learning_rate=0.01:schedule=linear. Of several values, as in
     learning_rate=0.001/0.01/0.1, the best on each problem is shown. With the
     extra bench: cma, cma-separable, nevergrad-ngopt, nevergrad-spsa,
-    scipy-lbfgsb, evosax-openes.
+    scipy-lbfgsb, evosax-openes, poem.
 
     Tables give medians over the seeds, and the quartiles in brackets.
     """

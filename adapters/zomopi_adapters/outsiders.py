@@ -1,4 +1,4 @@
-"""Optimizers of other packages behind one call, for a race with the methods of zomopi.
+"""Optimizers of other packages, and `poem`, for a race with the methods of zomopi.
 
 Each is ``solver(fun, x0, max_queries, seed)``, the form in which `zomopi_core.race` takes any
 solver, and drives its package's own loop. They all see the unknowns as one float64 vector that
@@ -14,18 +14,15 @@ import functools
 import importlib
 import importlib.util
 import math
-import random
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from zomopi_core import _arrays
 from zomopi_core.errors import missing_extra, unknown_name
-from zomopi_core.method import leaves_of, like_params
-from zomopi_core.objective import takes_key
-from zomopi_core.update import typical_size
+
+from ._flat_function import FlatFunction, one_run
+from .poem import poem
 
 __all__ = [
     "cma",
@@ -38,7 +35,6 @@ __all__ = [
     "scipy_lbfgsb",
 ]
 
-Vector = Any
 Solver = Callable[[Callable[..., Any], Any, int, int], None]
 
 # A full covariance matrix of so many unknowns takes 32 MB, and its eigenvectors, computed every
@@ -47,85 +43,11 @@ Solver = Callable[[Callable[..., Any], Any, int, int], None]
 _FULL_COVARIANCE = 2000
 
 
-class _Spent(BaseException):
-    """The budget is spent; no package may take this for a failure of the function."""
-
-
-class _FlatFunction:
-    """A function of arrays as one of a float64 vector, zero at `x0`, in units of typical size.
-
-    A loss that is not finite comes out worse than all before it: no package is told how to treat
-    one, and all of them know how to avoid a bad point.
-    """
-
-    def __init__(self, fun: Callable[..., Any], x0: Any, max_queries: int) -> None:
-        self._fun, self._x0, self._left = fun, x0, max_queries
-        self._leaves = leaves_of(x0)
-        flat, units = [], []
-        for x in self._leaves:
-            values = np.array(_arrays.to_host(x), dtype=np.float64)
-            columns = values.size // len(values) if values.ndim > 1 else values.size
-            flat.append(values.ravel())
-            units.append(np.full(values.size, typical_size(values, columns)))
-        self._start, self.unit = np.concatenate(flat), np.concatenate(units)
-        self.size = self._start.size
-        #: machine epsilon of the least precise array
-        self.epsilon = max(map(_arrays.epsilon, self._leaves))
-        self.noisy = bool(getattr(fun, "noisy", False))
-        #: whether the noise of several evaluations can be made the same
-        self.keyed = bool(getattr(fun, "keyed", takes_key(fun)))
-        self._worst = -math.inf
-
-    def point(self, z: Vector) -> Any:
-        """Return the arrays that a vector stands for, in the dtypes of `x0`."""
-        values = self._start + self.unit * np.asarray(z, dtype=np.float64).ravel()
-        arrays, begin = [], 0
-        for x in self._leaves:
-            part = values[begin : begin + _arrays.size(x)].reshape(tuple(x.shape))
-            begin += _arrays.size(x)
-            made = _arrays.from_host(part, x)
-            arrays.append(_arrays.namespace(x).astype(made, x.dtype))
-        return like_params(self._x0, arrays)
-
-    def __call__(self, z: Vector, key: int | None = None) -> float:
-        """Return the loss at a vector, with the noise of `key` where the function takes one."""
-        if self._left <= 0:
-            raise _Spent
-        self._left -= 1
-        keywords = {} if key is None or not self.keyed else {"key": key}
-        loss = float(self._fun(self.point(z), **keywords))
-        if not math.isfinite(loss):
-            return self._worst + abs(self._worst) + 1.0 if math.isfinite(self._worst) else 1e30
-        self._worst = max(self._worst, loss)
-        return loss
-
-    def recommend(self, z: Vector) -> None:
-        """Say which point would be returned now, if the function wants to know."""
-        if (tell := getattr(self._fun, "recommend", None)) is not None:
-            tell(self.point(z))
-
-
 def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise missing_extra(name, "bench") from error
-
-
-@contextlib.contextmanager
-def _one_run() -> Iterator[None]:
-    """End with the budget, and put the global generators back: some packages draw from them."""
-    numpys, pythons = np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
-        with warnings.catch_warnings():
-            # They warn of their own dependencies and of slow progress; the race records results.
-            warnings.simplefilter("ignore")
-            yield
-    except _Spent:
-        pass
-    finally:
-        np.random.set_state(numpys)  # noqa: NPY002
-        random.setstate(pythons)
 
 
 def cma(fun: Callable[..., Any], x0: Any, max_queries: int, seed: int) -> None:
@@ -185,7 +107,7 @@ def _cma(
     fun: Callable[..., Any], x0: Any, max_queries: int, seed: int, *, separable: bool
 ) -> None:
     pycma = _package("cma")
-    flat = _FlatFunction(fun, x0, max_queries)
+    flat = FlatFunction(fun, x0, max_queries)
     key = 0
 
     def after_generation(strategy: Any) -> None:
@@ -202,7 +124,7 @@ def _cma(
         "verb_log": 0,
         "signals_filename": "",
     }
-    with _one_run():
+    with one_run():
         pycma.fmin2(
             lambda z: flat(z, key=key),
             np.zeros(flat.size),
@@ -226,8 +148,8 @@ def nevergrad_ngopt(fun: Callable[..., Any], x0: Any, max_queries: int, seed: in
     fun, x0, max_queries, seed
         As in `cma`.
     """
-    with _one_run(), _metamodel_repaired():
-        flat = _FlatFunction(fun, x0, max_queries)
+    with one_run(), _metamodel_repaired():
+        flat = FlatFunction(fun, x0, max_queries)
         optimizer = _nevergrad("NGOpt", flat, max_queries, seed)
         # finding the recommendation can cost a search through all points
         marks = set(_log_spaced(max_queries))
@@ -253,7 +175,7 @@ def _metamodel_repaired() -> Iterator[None]:
         del metamodel.float  # the built-in one is seen again
 
 
-def _nevergrad(name: str, flat: _FlatFunction, max_queries: int, seed: int) -> Any:
+def _nevergrad(name: str, flat: FlatFunction, max_queries: int, seed: int) -> Any:
     nevergrad = _package("nevergrad")
     parameters = nevergrad.p.Array(init=np.zeros(flat.size))
     parameters.random_state.seed(seed % 2**32)
@@ -287,8 +209,8 @@ def nevergrad_spsa(fun: Callable[..., Any], x0: Any, max_queries: int, seed: int
     fun, x0, max_queries, seed
         As in `cma`.
     """
-    with _one_run():
-        flat = _FlatFunction(fun, x0, max_queries)
+    with one_run():
+        flat = FlatFunction(fun, x0, max_queries)
         optimizer = _nevergrad("SPSA", flat, max_queries, seed)
         generator = np.random.default_rng(seed)
         if not flat.noisy:
@@ -324,8 +246,8 @@ def scipy_lbfgsb(fun: Callable[..., Any], x0: Any, max_queries: int, seed: int) 
         As in `cma`; nothing is random here.
     """
     optimize = _package("scipy.optimize")
-    with _one_run():
-        flat = _FlatFunction(fun, x0, max_queries)
+    with one_run():
+        flat = FlatFunction(fun, x0, max_queries)
         relative, spent = flat.epsilon, 0
         if flat.noisy and not flat.keyed:
             values = [flat(np.zeros(flat.size)) for _ in range(min(8, max_queries))]
@@ -376,8 +298,8 @@ def evosax_openes(fun: Callable[..., Any], x0: Any, max_queries: int, seed: int)
     """
     _package("evosax")
     jax = _package("jax")
-    with _one_run():
-        flat = _FlatFunction(fun, x0, max_queries)
+    with one_run():
+        flat = FlatFunction(fun, x0, max_queries)
         population = min(_OPENES_POPULATION, max(2, max_queries // 20 * 2))
         generations = -(-max_queries // (population + 1))
         strategy = _openes(flat.size, population, generations)
@@ -416,6 +338,7 @@ _SOLVERS: dict[str, tuple[str, Solver]] = {
     "nevergrad-spsa": ("nevergrad", nevergrad_spsa),
     "scipy-lbfgsb": ("scipy", scipy_lbfgsb),
     "evosax-openes": ("evosax", evosax_openes),
+    "poem": ("numpy", poem),
 }
 
 
