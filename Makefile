@@ -8,12 +8,13 @@ export OPENBLAS_NUM_THREADS ?= 1
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint docs bench bench-quick wheel clean
+.PHONY: help demo test lint docs bench bench-quick wheel torture clean
 
 help:
 	@echo "make demo   train a classifier of handwritten digits from loss values alone"
 	@echo "make test   run the whole test suite"
 	@echo "make lint   ruff and mypy"
+	@echo "make torture  kill runs, mutate their files, run for long: ten minutes"
 	@echo "make docs   build the documentation into docs/_build/html"
 	@echo "make bench  run the benchmarks"
 	@echo "make wheel  build the wheel and check what is inside"
@@ -36,6 +37,12 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+torture: $(VENV)/.dev
+	$(BIN)/python tests/crashes.py kills 1000
+	$(BIN)/python tests/crashes.py writes
+	$(BIN)/python -W error tests/fuzz.py 20000
+	$(BIN)/python tests/journal_costs.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -66,7 +66,9 @@ def recorded(path):
 
 def probes_recorded(path):
     connection = _journal_file._connect(path, write=False)
-    count = connection.execute("SELECT count(*) FROM probe").fetchone()[0]
+    count = connection.execute(
+        "SELECT count(*) FROM probe WHERE id > (SELECT count(*) FROM evaluation)"
+    ).fetchone()[0]
     connection.close()
     return count
 

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -298,6 +299,52 @@ class TestFull:
         with pytest.raises(zo.JournalError, match="disk is full") as caught:
             recorded(zo.Journal(tmp_path / "a.zomopi", on_error="raise"))
         assert caught.value.result.nit == 4
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 200 KiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", place]
+    try:
+        done = subprocess.run(command, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount")
+    if done.returncode:
+        pytest.skip("may not mount a small file system")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+class TestSmallDisk:
+    OPTIONS = MappingProxyType(
+        {"max_queries": 8000, "seed": 1, "learning_rate": 1e-3, "smoothing": 1e-3}
+    )
+
+    def test_the_run_goes_on(self, small_disk, tmp_path):
+        plain = zo.minimize(distance, X0, **self.OPTIONS)
+        journal = zo.Journal(small_disk / "a.zomopi", snapshot_steps=50)
+        with pytest.warns(zo.JournalWarning, match="the run goes on without it"):
+            result = zo.minimize(distance, X0, journal=journal, **self.OPTIONS)
+        np.testing.assert_array_equal(result.x, plain.x)
+        # What was written before the disk was full is a journal: elsewhere the run goes on.
+        for file in small_disk.iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        again = zo.resume(tmp_path / "a.zomopi", distance)
+        np.testing.assert_array_equal(again.x, plain.x)
+
+    def test_or_stops(self, small_disk):
+        journal = zo.Journal(small_disk / "a.zomopi", on_error="raise")
+        with pytest.raises(zo.JournalError, match="cannot be written") as caught:
+            zo.minimize(distance, X0, journal=journal, **self.OPTIONS)
+        assert caught.value.result.nit > 10
+
+    def test_no_room_to_begin(self, small_disk):
+        (small_disk / "filler").write_bytes(bytes(190 * 1024))
+        with pytest.raises(zo.JournalError, match="cannot be written"):
+            recorded(small_disk / "a.zomopi")
+        assert sorted(f.name for f in small_disk.iterdir()) == ["filler"]
 
 
 class TestSafetensors:

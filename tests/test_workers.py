@@ -1,31 +1,33 @@
 """Points evaluated in other processes: the same bits, also when processes die or hang."""
 
-import os
+import multiprocessing
 import re
-import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import zomopi_core as zo
+from worker_functions import (
+    Faulty,
+    die,
+    hang,
+    keyed,
+    large,
+    loss,
+    mine,
+    odd,
+    of_torch,
+    pause,
+    steep,
+)
 from zomopi_core import workers as workers_
 
-TARGET = np.outer(np.arange(6.0), np.ones(4)) / 6
 X0 = np.zeros((6, 4))
-
-
-def loss(x):
-    return float(np.mean((x - TARGET) ** 2))
-
-
-def keyed(x, key):
-    return loss(x) + 1e-3 * (key % 11)
 
 
 def same(a, b):
@@ -42,26 +44,14 @@ def way(request, monkeypatch):
     return request.param
 
 
-class Faulty:
-    """Misbehaves at the n-th call of all processes together, counted by a file's length."""
-
-    def __init__(self, file, at, act):
-        self.file, self.at, self.act = file, at, act
-
-    def __call__(self, x):
-        with open(self.file, "ab") as file:
-            file.write(b".")
-        if os.path.getsize(self.file) in self.at:
-            self.act()
-        return loss(x)
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def hang():
-    time.sleep(60)
+@pytest.fixture(autouse=True, scope="module")
+def clean_processes():
+    """Processes that descend from none with threads, which other tests may have started."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    multiprocessing.set_forkserver_preload(["zomopi_core", "worker_functions"])
+    yield
+    multiprocessing.set_start_method(before, force=True)
 
 
 class TestPool:
@@ -76,12 +66,7 @@ class TestPool:
 
     def test_torch(self, way):
         torch = pytest.importorskip("torch")
-        target = torch.asarray(TARGET, dtype=torch.float32)
-
-        def fun(x):
-            return torch.mean((x - target) ** 2)
-
-        x0 = torch.zeros(6, 4)
+        fun, x0 = of_torch, torch.zeros(6, 4)
         plain = zo.minimize(fun, x0, max_queries=100)
         result = zo.minimize(fun, x0, max_queries=100, workers=1)
         assert torch.equal(result.x, plain.x)
@@ -90,13 +75,10 @@ class TestPool:
         """After the way back workers hold the same parameters as before."""
         method = zo.zo_mopi(learning_rate=zo.constant(0.3), refresh_every=7, probes=1)
 
-        def fun(x):
-            return float(np.sum(np.abs(x - 0.01) ** 3))
-
         options = {"method": method, "max_queries": 700}
-        plain = zo.minimize(fun, X0, **options)
+        plain = zo.minimize(steep, X0, **options)
         assert plain.returns
-        same(zo.minimize(fun, X0, workers=2, **options), plain)
+        same(zo.minimize(steep, X0, workers=2, **options), plain)
 
     def test_one_that_dies_is_replaced(self, way, tmp_path):
         plain = zo.minimize(loss, X0, max_queries=200)
@@ -134,19 +116,9 @@ class TestPool:
             assert not workers_.multiprocessing.active_children()
 
     def test_exceptions_come_home(self):
-        def fun(x):
-            raise KeyError("mine")
-
-        class Odd(Exception):
-            def __init__(self, a, b):
-                super().__init__("odd")
-
-        def odd(x):
-            raise Odd(1, 2)
-
         with pytest.raises(KeyError, match="mine"):
-            zo.minimize(fun, X0, max_queries=100, workers=2)
-        with pytest.raises(RuntimeError, match="Odd: odd"):
+            zo.minimize(mine, X0, max_queries=100, workers=2)
+        with pytest.raises(RuntimeError, match="OddError: odd"):
             zo.minimize(odd, X0, max_queries=100, workers=2)
 
     def test_journal(self, way, tmp_path):
@@ -155,11 +127,7 @@ class TestPool:
         plain = zo.minimize(loss, X0, **options)
         calls = tmp_path / "calls"
 
-        def slow(x):
-            with open(calls, "ab") as file:
-                file.write(b".")
-            time.sleep(0.015)
-            return loss(x)
+        slow = Faulty(calls, "always", pause)
 
         def stop(iteration):
             raise OSError
@@ -177,7 +145,7 @@ class TestPool:
             workers_.pickle, "dumps", lambda *a: sent.append(len(send(*a))) or send(*a)
         )
         x0 = np.zeros((400, 400))  # 1.3 MB
-        zo.minimize(lambda x: float(np.mean((x - 1) ** 2)), x0, max_queries=100, workers=1)
+        zo.minimize(large, x0, max_queries=100, workers=1)
         assert sum(n > 10_000 for n in sent) == 1  # the optimizer, once
         assert sum(sent) - max(sent) < 10_000
 
@@ -195,8 +163,7 @@ class TestPool:
         with pytest.raises((TypeError, ValueError), match=text):
             zo.minimize(loss, X0, max_queries=100, **options)
 
-    def test_spawned_processes_need_importable_functions(self, monkeypatch):
-        monkeypatch.setattr(workers_.multiprocessing, "get_context", lambda: get_context("spawn"))
+    def test_processes_that_are_not_forked_need_importable_functions(self):
         with pytest.raises(TypeError, match="cannot be sent"):
             zo.minimize(lambda x: 1.0, X0, max_queries=100, workers=1)
 
@@ -209,13 +176,13 @@ class TestExecutors:
 
     def test_processes(self):
         plain = zo.minimize(loss, X0, max_queries=300)
-        with ProcessPoolExecutor(2, mp_context=get_context("fork")) as executor:
+        with ProcessPoolExecutor(2) as executor:
             same(zo.minimize(loss, X0, max_queries=300, workers=executor), plain)
 
     def test_a_broken_pool_is_an_exception(self, tmp_path):
         fun = Faulty(tmp_path / "calls", {30}, die)
         with (
-            ProcessPoolExecutor(2, mp_context=get_context("fork")) as executor,
+            ProcessPoolExecutor(2) as executor,
             pytest.raises(Exception, match="terminated abruptly") as caught,
         ):
             zo.minimize(fun, X0, max_queries=300, workers=executor)

@@ -33,8 +33,8 @@ _TABLES = {
         "checksum INTEGER NOT NULL)"
     ),
     "probe": (
-        "CREATE TABLE probe (position INTEGER PRIMARY KEY, loss BLOB NOT NULL, "
-        "checksum INTEGER NOT NULL)"
+        "CREATE TABLE probe (position INTEGER PRIMARY KEY, id INTEGER NOT NULL, "
+        "loss BLOB NOT NULL, checksum INTEGER NOT NULL)"
     ),
 }
 _COLUMNS = "id, step, kind, queries, loss, learning_rate, elapsed, losses, note, checksum"
@@ -119,7 +119,7 @@ class JournalFile:
             self._lock.release()
             raise
         self._id, self._last = 0, self._checksum
-        self._in_flight = self._writes = False
+        self._writes = False
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Yield the rows and their numbers; writing goes on behind the last of them."""
@@ -130,7 +130,7 @@ class JournalFile:
     def probes(self) -> dict[int, bytes]:
         """Return the packed losses of single probes of the evaluation that was under way."""
         with _explained(self.path):
-            return _read_probes(self._connection, self.path, self._last)
+            return _read_probes(self._connection, self.path, self._id + 1, self._last)
 
     def begin(self) -> None:
         """Make ready to write behind the last row that `rows` gave; until then nothing changes."""
@@ -139,11 +139,10 @@ class JournalFile:
             execute("PRAGMA journal_mode=WAL")
             execute(f"PRAGMA synchronous={'FULL' if self.durable else 'NORMAL'}")
             execute(f"PRAGMA wal_autocheckpoint={_PAGES}")
-            self._in_flight = execute("SELECT 1 FROM probe LIMIT 1").fetchone() is not None
         self._writes = True
 
-    def append(self, row: Row) -> int:
-        """Write a row, and forget the single probes that it holds; return its number."""
+    def append(self, row: Row) -> None:
+        """Write a row, which takes the place of the single probes that it holds."""
         number, checksum = self._id + 1, _chain(self._last, self._id + 1, row)
         values = (
             number,
@@ -157,29 +156,17 @@ class JournalFile:
             row.note,
             checksum,
         )
-        execute = self._connection.execute
-        if not self._in_flight:
-            execute(_INSERT, values)  # a transaction of its own
-        else:
-            execute("BEGIN")
-            try:
-                execute(_INSERT, values)
-                execute("DELETE FROM probe")
-                execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    execute("ROLLBACK")
-                raise
-        self._id, self._last, self._in_flight = number, checksum, False
-        return number
+        self._connection.execute(_INSERT, values)  # a transaction of its own
+        self._id, self._last = number, checksum
 
     def append_probe(self, position: int, loss: bytes) -> None:
-        """Write the loss of one point of the evaluation that is under way."""
-        checksum = _signed(zlib.crc32(struct.pack("<q", position) + loss, self._last & _MASK))
-        self._in_flight = True
-        self._connection.execute(
-            "INSERT OR REPLACE INTO probe VALUES (?, ?, ?)", (position, loss, checksum)
-        )
+        """Write the loss of one point of the evaluation that is under way.
+
+        It takes the place of that of the same point in an earlier evaluation.
+        """
+        number = self._id + 1
+        values = position, number, loss, _probe_checksum(self._last, number, position, loss)
+        self._connection.execute("INSERT OR REPLACE INTO probe VALUES (?, ?, ?, ?)", values)
 
     def close(self) -> None:
         """Bring all into the one file, which can then be copied or read from anywhere."""
@@ -357,16 +344,22 @@ def _read_rows(
             expected += 1
 
 
-def _read_probes(connection: sqlite3.Connection, path: Path, last: int) -> dict[int, bytes]:
+def _read_probes(
+    connection: sqlite3.Connection, path: Path, number: int, last: int
+) -> dict[int, bytes]:
+    """Return what is known of row `number`; what belongs to earlier rows is left over."""
     probes = {}
-    for position, loss, found in connection.execute("SELECT * FROM probe"):
-        if type(loss) is not bytes:
-            raise errors.damaged_journal(path, "the probes of its last step")
-        checksum = _signed(zlib.crc32(struct.pack("<q", position) + loss, last & _MASK))
-        if checksum != found:
+    query = "SELECT position, loss, checksum FROM probe WHERE id = ?"
+    for position, loss, found in connection.execute(query, (number,)):
+        fits = type(position) is int and type(loss) is bytes
+        if not fits or _probe_checksum(last, number, position, loss) != found:
             raise errors.damaged_journal(path, "the probes of its last step")
         probes[position] = loss
     return probes
+
+
+def _probe_checksum(last: int, number: int, position: int, loss: bytes) -> int:
+    return _signed(zlib.crc32(struct.pack("<qq", number, position) + loss, last & _MASK))
 
 
 def _chain(before: int, number: int, row: Row) -> int:

@@ -106,7 +106,8 @@ class Evaluator:
                 continue
             began = time.perf_counter()
             losses.append(self._one(point, key))
-            if write is not None and time.perf_counter() - began >= SLOW_SECONDS:
+            slow = time.perf_counter() - began >= SLOW_SECONDS
+            if write is not None and slow and i + 1 < len(points):  # the last comes with its row
                 _write(write, i, losses[-1])
         return join_losses(losses)
 
@@ -183,7 +184,8 @@ class Evaluator:
                     cause = error
                     if error is None and self._good(loss):
                         losses[i] = loss
-                        if write is not None and time.perf_counter() - began >= SLOW_SECONDS:
+                        slow = time.perf_counter() - began >= SLOW_SECONDS
+                        if write is not None and slow and len(losses) < len(points):
                             _write(write, i, loss)
                         continue
                     if cause is not None and not isinstance(cause, Exception):

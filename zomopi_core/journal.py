@@ -164,11 +164,18 @@ class Recorder:
         """Create the journal of a run that begins at `x0`."""
         header = describe(driver, x0, method, sampler, bounds, project, rules)
         path = journal._file
-        # The start comes first: where there is a journal there is what it began with.
-        if journal.snapshots and not path.exists():
-            tree = {"x0": x0, "bounds": _storable(bounds)}
-            SnapshotFiles(path, header["run"]).save(None, 0, tree)
-        file = create(path, header, durable=journal.durable)
+        snapshots = SnapshotFiles(path, header["run"])
+        if path.exists():
+            raise errors.journal_exists(path)
+        try:
+            # The start comes first: where there is a journal there is what it began with.
+            if journal.snapshots:
+                snapshots.save(None, 0, {"x0": x0, "bounds": _storable(bounds)})
+            file = create(path, header, durable=journal.durable)
+        except (sqlite3.Error, OSError) as error:
+            if not path.exists():
+                snapshots.name(None).unlink(missing_ok=True)
+            raise errors.journal_failed(path, error) from error
         return cls(journal, file, header["run"], leaves_of(x0)[0])
 
     def _advance(self) -> None:

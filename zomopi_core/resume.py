@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import _arrays, errors
-from ._checks import positive
+from ._checks import check_count, positive
 from ._header import (
     bounds_digest,
     check_driver,
@@ -216,6 +216,19 @@ def _catch_up(run: Run, recorder: Recorder, step: int | None) -> None:
         run.step()
 
 
+@contextlib.contextmanager
+def _own_words() -> Iterator[None]:
+    """Turn what a wrong header leads to, wherever it is noticed, into an error that says so."""
+    try:
+        yield
+    except (errors.JournalError, OSError, ImportError):
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise errors.other_run(f"its header cannot be used ({error})") from error
+    except (ArithmeticError, MemoryError, RecursionError) as error:
+        raise errors.other_run(f"its header cannot be used ({error})") from error
+
+
 class _EndOfRecordError(BaseException):
     """The function was called where nothing is recorded; no failure that a policy may skip."""
 
@@ -241,7 +254,8 @@ class _Saved:
         check_header(header)
         self._header, self._project = header, given.project
         self._files = SnapshotFiles(path, header["run"])
-        self._start, self._bounds = self._begin(given)
+        with _own_words() if given.x0 is None else contextlib.nullcontext():
+            self._start, self._bounds = self._begin(given)
         check_start(header, self._start)
         if bounds_digest(self._bounds) != header["bounds"]:
             raise errors.other_run("its bounds were others")
@@ -250,8 +264,9 @@ class _Saved:
             raise errors.other_run(f"{what}; pass project= as it was")
         self._like = leaves_of(self._start)[0]
         check_surroundings(header, self._like, exact=exact)
-        self._method = recorded_method(header, given.method)
-        self._sampler = recorded_sampler(header, given.seed, self._like)
+        with _own_words():
+            self._method = recorded_method(header, given.method)
+            self._sampler = recorded_sampler(header, given.seed, self._like)
 
     def _begin(self, given: _Given) -> tuple[Any, Any]:
         """Return x0 and the bounds, of the caller or from the file beside the journal."""
@@ -279,19 +294,24 @@ class _Saved:
 
     def optimizer(self) -> Optimizer:
         """Return the optimizer as it was at the start."""
-        return Optimizer(
-            self._start,
-            method=self._method,
-            seed=self._sampler,
-            bounds=self._bounds,
-            project=self._project,
-            reuse_buffers=self._header["rules"].get("reuse_buffers") is True,
-        )
+        with _own_words():
+            optimizer = Optimizer(
+                self._start,
+                method=self._method,
+                seed=self._sampler,
+                bounds=self._bounds,
+                project=self._project,
+                reuse_buffers=self._header["rules"].get("reuse_buffers") is True,
+            )
+            point = optimizer._point
+            optimizer.ask()  # what a wrong number in the method leads to shows here
+            optimizer._restore(point)
+        return optimizer
 
     def run(self, fun: Callable[..., Any], workers: Any = None) -> Run:
         """Return the run as it was at the start."""
         settings = self._header["rules"]
-        try:
+        with _own_words():
             rules = Rules(*(settings[name] for name in Rules._fields))
             if not all(type(r) in (int, float, type(None)) for r in rules):
                 raise TypeError("a rule is no number")
@@ -301,11 +321,11 @@ class _Saved:
                 structured=settings["structured"] is True,
             )
             failures = Failures(settings["on_failure"], settings["failure_limit"])
+            if failures.limit is not None:
+                check_count("failure_limit", failures.limit)
             timeout = settings["timeout"]
             if timeout is not None:
                 positive("timeout", timeout)
-        except (KeyError, TypeError, ValueError) as error:
-            raise errors.other_run(f"its rules cannot be read: {error}") from error
         shared = settings["reuse_buffers"] is True
         stacked = objective.vectorized or objective.structured
         check_workers(workers, stacked, shared, timeout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import time
+from array import array
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -139,7 +140,7 @@ class Run:
             self._same_queries = optimizer.queries + self.evaluates_iterate
         self.best = best = Best(optimizer.x)
         optimizer.held = lambda: [best.base]
-        self.rows: list[tuple[int, float, float, float, float]] = []
+        self._history = array("d")  # five numbers a step; a long run keeps nothing else
         self.began = time.perf_counter()
         self._recorded_at: float | None = None  # elapsed time of what was recorded
 
@@ -326,13 +327,13 @@ class Run:
     def record(self, loss: float, rate: float) -> None:
         """Add a step to the history."""
         elapsed = self.elapsed if self._recorded_at is None else self._recorded_at
-        self.rows.append((self.objective.calls, loss, self.best.loss, rate, elapsed))
+        self._history.extend((self.objective.calls, loss, self.best.loss, rate, elapsed))
 
     def iteration(self) -> Iteration:
         """Return what there is to tell of the last step."""
-        queries, loss, best, rate, elapsed = self.rows[-1]
+        queries, loss, best, rate, elapsed = self._history[-5:]
         optimizer = self.optimizer
-        return Iteration(optimizer.nit, queries, optimizer.x, loss, best, rate, elapsed)
+        return Iteration(optimizer.nit, int(queries), optimizer.x, loss, best, rate, elapsed)
 
     def why_stop(self) -> str | None:
         """Return the name of the rule that ends the run now, or None."""
@@ -425,7 +426,7 @@ class Run:
         return {
             "point": self.optimizer._point,
             "best": {"loss": best.loss, "steps": best.steps, "point": best.point},
-            "history": np.asarray(self.rows, dtype=np.float64).reshape(-1, 5),
+            "history": np.array(self._history).reshape(-1, 5),
             "calls": self.objective.calls,
             "elapsed": self.elapsed,
             "failures": failures.state(),
@@ -438,7 +439,7 @@ class Run:
         best = state["best"]
         self.best = Best(best["point"])
         self.best.loss, self.best.steps = best["loss"], best["steps"]
-        self.rows = [(int(q), *rest) for q, *rest in state["history"].tolist()]
+        self._history = array("d", state["history"].reshape(-1).tolist())
         self.objective.calls = state["calls"]
         self.began = time.perf_counter() - state["elapsed"]
         self.failures.restore(state["failures"])
@@ -458,7 +459,7 @@ class Run:
 
     def result(self, status: str, message: str | None = None) -> Result:
         """Return what was reached."""
-        columns = np.asarray(self.rows, dtype=np.float64).reshape(-1, 5).T
+        columns = np.array(self._history).reshape(-1, 5).T
         names = ("queries", "loss", "best", "learning_rate", "elapsed")
         history = dict(zip(names, columns, strict=True))
         history["queries"] = history["queries"].astype(np.int64)
