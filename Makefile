@@ -8,7 +8,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint docs bench bench-quick wheel torture clean
+.PHONY: help demo test lint docs bench bench-quick bench-compare performance wheel torture clean
 
 help:
 	@echo "make demo   train a classifier of handwritten digits from loss values alone"
@@ -17,6 +17,8 @@ help:
 	@echo "make torture  kill runs, mutate their files, run for long: ten minutes"
 	@echo "make docs   build the documentation into docs/_build/html"
 	@echo "make bench  run the benchmarks"
+	@echo "make bench-compare BASE=commit  compare with a commit, fail where slower by FACTOR"
+	@echo "make performance  measure the tables of docs/performance.md"
 	@echo "make wheel  build the wheel and check what is inside"
 
 $(VENV)/bin/python:
@@ -51,6 +53,8 @@ lint: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	cd asv_benches && ../$(BIN)/asv machine --yes > /dev/null && mkdir -p .asv/results && \
+		../$(BIN)/asv publish --html-dir ../docs/_build/html/asv > /dev/null
 	@echo "docs/_build/html/index.html"
 
 bench: $(VENV)/.dev
@@ -60,7 +64,19 @@ bench: $(VENV)/.dev
 bench-quick: $(VENV)/.dev
 	cd asv_benches && ../$(BIN)/asv machine --yes > /dev/null
 	cd asv_benches && ../$(BIN)/asv check --python=same
-	cd asv_benches && ../$(BIN)/asv run --python=same --quick --show-stderr
+	cd asv_benches && ZOMOPI_BENCH=quick ../$(BIN)/asv run --python=same --quick --show-stderr
+
+# Builds an environment for each of the two commits the first time, which takes minutes.
+FACTOR ?= 1.15
+BENCH ?= .
+bench-compare: $(VENV)/.dev
+	@test -n "$(BASE)" || { echo "name a commit: make bench-compare BASE=main~1"; exit 2; }
+	cd asv_benches && ../$(BIN)/asv machine --yes > /dev/null
+	cd asv_benches && ../$(BIN)/asv continuous --factor $(FACTOR) --split --show-stderr \
+		--bench "$(BENCH)" "$(BASE)" HEAD
+
+performance: $(VENV)/.dev
+	cd asv_benches && ../$(BIN)/python -m performance
 
 wheel: $(VENV)/.dev
 	rm -rf dist

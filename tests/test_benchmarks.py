@@ -43,13 +43,13 @@ class TestBars:
     @pytest.mark.parametrize("dtype", ["float64", "float32"])
     def test_step_over_bare_numpy(self, load, dtype):
         seconds = load("overhead").step_and_bare_numpy_seconds(dtype, rounds=15, steps=200)
-        # measured 1.47 to 1.49 in float64, 1.56 to 1.59 in float32
+        # measured 1.62 to 1.70 in float64, 1.75 to 1.83 in float32
         assert load("common").median_ratio(seconds) <= 2.0
 
     @pytest.mark.parametrize("dtype", ["float64", "float32"])
     def test_minimize_over_step(self, load, dtype):
         seconds = load("overhead").minimize_and_step_seconds(dtype, rounds=15, steps=200)
-        # measured 1.07 to 1.08 in float64, 1.08 to 1.09 in float32
+        # measured 1.08 to 1.09
         assert load("common").median_ratio(seconds) <= 1.10
 
     @pytest.mark.parametrize("backend", ["numpy", "torch:cpu"])

@@ -381,6 +381,13 @@ def _update_torch(
         view = None if out is None else out.view(shape)
         if len(left) > 1:
             product = torch.baddbmm(x.reshape(shape), left, right, out=view)
+        elif x.device.type == "cpu" and out is not x and size(x) > _BLOCK:
+            # addmm copies x first: by blocks, the copy is in the cache when it is added to.
+            out = torch.empty(x.shape, dtype=x.dtype) if out is None else out
+            old, new = x.reshape(shape[1:]), out.view(shape[1:])
+            for rows in row_blocks(*old.shape):
+                torch.addmm(old[rows], left[0][rows], right[0], out=new[rows])
+            return out
         else:
             view = None if view is None else view[0]
             product = torch.addmm(x.reshape(shape[1:]), left[0], right[0], out=view)

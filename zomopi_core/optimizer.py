@@ -580,7 +580,8 @@ class Optimizer:
                 tuning = tuning.started(self._geometry(direction, probes))
         self._point = Point(params, after, refreshed_at, tuning, direction, best, snapshot, factor)
         self._asked = None  # and what it held
-        if self._project is None:  # else the array may belong to the projection
+        # With a projection the array may belong to that.
+        if self._binding.reuse_buffers and self._project is None:
             held = [params, best, *self.held()]
             held += [] if snapshot is None else [snapshot.params]
             self._binding.release(leaves_of(before), held)

@@ -209,18 +209,18 @@ def advance_all(
     if len(rules) == 1:
         (rule,), (state,), (g,), (own,) = rules, states, gradients, flags
         one = rule.average(state, g, *own)
-        found = rule.orthogonalize(one, draws[0])
-        return [rule.move(state, one, found, g, own[0], rates[0])]
+        direction = rule.orthogonalize(one, draws[0])
+        return [rule.move(state, one, direction, g, own[0], rates[0])]
     leaves = list(zip(rules, states, gradients, flags, strict=True))
     averaged = [r.average(state, g, *own) for r, state, g, own in leaves]
-    directions = _directions(rules, averaged, draws)
+    found = directions(rules, averaged, draws)
     return [
-        r.move(state, averaged[i], directions[i], g, own[0], rates[i])
+        r.move(state, averaged[i], found[i], g, own[0], rates[i])
         for i, (r, state, g, own) in enumerate(leaves)
     ]
 
 
-def _directions(
+def directions(
     rules: Sequence[Rule], averaged: list[Averaged], draws: Sequence[DrawKey]
 ) -> list[Direction]:
     """Return the directions of all leaves; matrices of one shape are computed as a stack."""

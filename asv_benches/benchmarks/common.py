@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import timeit
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -10,8 +11,21 @@ import numpy as np
 
 from zomopi_core import _arrays
 
+#: whether benchmarks shall only show that they work: `make bench-quick` sets the variable
+QUICK = os.environ.get("ZOMOPI_BENCH") == "quick"
+
 #: library, or library:device; the library alone stands for its own choice of device
-BACKENDS = ["numpy", "torch:cpu", "torch:cuda", "cupy", "jax"]
+BACKENDS = ["numpy", "torch:cpu", "torch:cuda", "cupy", "jax"][: 1 if QUICK else None]
+
+
+def sizes(*values: Any) -> list[Any]:
+    """Return the values of a parameter; in a quick run the first, which is the smallest."""
+    return list(values[: 1 if QUICK else None])
+
+
+def turns(count: int) -> int:
+    """Return how often something is repeated; once in a quick run."""
+    return 1 if QUICK else count
 
 
 class BackendBenchmark:

@@ -14,10 +14,19 @@ class Memory(BackendBenchmark):
         super().setup(backend)
         self.x0 = self.normal((2048, 2048))
 
-    def peakmem_minimize(self, backend):
+    def minimize(self, reuse_buffers):
+        """Take a few steps."""
         method = zo.zo_mopi(learning_rate=1e-3, rank=64, probes=2)
-        result = zo.minimize(lambda x: x[0, 0], self.x0, method=method, max_steps=2)
+        result = zo.minimize(
+            lambda x: x[0, 0], self.x0, method=method, max_steps=3, reuse_buffers=reuse_buffers
+        )
         self.synchronize(result.x_last)
+
+    def peakmem_minimize(self, backend):
+        self.minimize(False)
+
+    def peakmem_minimize_reusing_buffers(self, backend):
+        self.minimize(True)
 
     def peakmem_parameters_alone(self, backend):
         self.synchronize(self.x0)

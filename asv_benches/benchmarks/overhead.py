@@ -10,7 +10,7 @@ import numpy as np
 
 import zomopi_core as zo
 
-from .common import median_ratio
+from .common import QUICK, median_ratio, turns
 
 LEARNING_RATE, SMOOTHING, MOMENTUM = 1e-3, 1e-3, 0.9
 SIZE, RANK, SPECTRAL_RANK, PROBES = 64, 16, 8, 4
@@ -141,15 +141,15 @@ class Overhead:
 
     params: ClassVar = [["float64", "float32"]]
     param_names: ClassVar = ["dtype"]
-    rounds = 7
-    steps = 200
+    turns = turns(7)
+    steps = 20 if QUICK else 200
 
     def track_step_over_bare_numpy(self, dtype):
-        return median_ratio(step_and_bare_numpy_seconds(dtype, self.rounds, self.steps))
+        return median_ratio(step_and_bare_numpy_seconds(dtype, self.turns, self.steps))
 
     track_step_over_bare_numpy.unit = "ratio"
 
     def track_minimize_over_step(self, dtype):
-        return median_ratio(minimize_and_step_seconds(dtype, self.rounds, self.steps))
+        return median_ratio(minimize_and_step_seconds(dtype, self.turns, self.steps))
 
     track_minimize_over_step.unit = "ratio"

@@ -11,13 +11,13 @@ import zomopi_core as zo
 from zomopi_core import _arrays
 from zomopi_core.sampling import native_sampler
 
-from .common import BACKENDS, BackendBenchmark, interleaved_seconds
+from .common import BACKENDS, BackendBenchmark, interleaved_seconds, sizes, turns
 
 
 class NativeDraw(BackendBenchmark):
     """One draw of the probes' stream in float32, with a new key each time."""
 
-    params: ClassVar = [BACKENDS, [(16, 64), (64, 4096)]]
+    params: ClassVar = [BACKENDS, sizes((16, 64), (64, 4096))]
     param_names: ClassVar = ["backend", "shape"]
 
     def setup(self, backend, shape):
@@ -39,7 +39,7 @@ class SmallDraw(BackendBenchmark):
 
     shape = (2, 2)
     draws = 200
-    rounds = 9
+    turns = turns(9)
 
     def setup(self, backend):
         super().setup(backend)
@@ -84,7 +84,7 @@ class SmallDraw(BackendBenchmark):
     def seconds(self):
         """Return the seconds (rounds, 2) of one draw from the sampler and from the library."""
         functions = [self._repeated(self.draw), self._repeated(self.own)]
-        return interleaved_seconds(functions, self.rounds) / self.draws
+        return interleaved_seconds(functions, self.turns) / self.draws
 
     def track_draw_overhead_us(self, backend):
         seconds = self.seconds()

@@ -10,7 +10,7 @@ import numpy as np
 import zomopi_core as zo
 from zomopi_core import _arrays
 
-from .common import BACKENDS, BackendBenchmark
+from .common import BACKENDS, BackendBenchmark, sizes
 
 
 @functools.cache
@@ -22,7 +22,10 @@ def step_method(rank):
 class Step(BackendBenchmark):
     """Propose, make all points, update, apply; four probes, central differences."""
 
-    params: ClassVar = [BACKENDS, [(64, 64, 16), (512, 512, 32), (1024, 1024, 64)]]
+    params: ClassVar = [
+        BACKENDS,
+        sizes((64, 64, 16), (512, 512, 32), (1024, 1024, 64), (4096, 4096, 64)),
+    ]
     param_names: ClassVar = ["backend", "(m, n, r)"]
 
     def setup(self, backend, sizes):

@@ -8,7 +8,7 @@ import numpy as np
 
 from zomopi_core import _arrays
 
-from .common import interleaved_seconds, median_ratio
+from .common import interleaved_seconds, median_ratio, sizes, turns
 
 RANK, PROBES = 64, 4
 
@@ -90,7 +90,7 @@ def ours(params: list[Any], **options: Any) -> Any:
 class StepOutsideForwards:
     """In place, r = 64, N = 4, against `NaiveStep`, float32 on the CPU."""
 
-    params: ClassVar[list[Any]] = [list(SHAPES)]
+    params: ClassVar[list[Any]] = [sizes(*SHAPES)]
     param_names: ClassVar[list[str]] = ["weights"]
     timeout = 600
 
@@ -105,7 +105,7 @@ class StepOutsideForwards:
 
     def track_naive_over_ours(self, shapes: str) -> float:
         """Return how many times longer the naive step takes."""
-        return median_ratio(interleaved_seconds([self.naive, self.ours], 5))
+        return median_ratio(interleaved_seconds([self.naive, self.ours], turns(5)))
 
     track_naive_over_ours.unit = "x"  # type: ignore[attr-defined]
 
@@ -121,7 +121,7 @@ class StepOutsideForwards:
                     for p, (left, right) in zip(params, factors, strict=True):
                         p.addmm_(left, right, alpha=1e-6)
 
-        return median_ratio(interleaved_seconds([self.ours, fused], 5))
+        return median_ratio(interleaved_seconds([self.ours, fused], turns(5)))
 
     track_step_over_fused_passes.unit = "x"  # type: ignore[attr-defined]
 
@@ -129,7 +129,7 @@ class StepOutsideForwards:
 class HalfPrecision:
     """In place from a reference, 16-bit weights."""
 
-    params: ClassVar[list[Any]] = [["bfloat16", "float16"], list(SHAPES)]
+    params: ClassVar[list[Any]] = [["bfloat16", "float16"], sizes(*SHAPES)]
     param_names: ClassVar[list[str]] = ["dtype", "weights"]
 
     def setup(self, dtype: str, shapes: str) -> None:
@@ -139,6 +139,28 @@ class HalfPrecision:
     def time_step(self, dtype: str, shapes: str) -> None:
         """Record a step."""
         self.step()
+
+
+class Restore:
+    """How far weights are from where they were after steps that change nothing."""
+
+    params: ClassVar[list[Any]] = [["float32", "bfloat16", "float16"]]
+    param_names: ClassVar[list[str]] = ["dtype"]
+
+    def track_restore_error(self, dtype: str) -> float:
+        """Return the largest deviation after 20 steps, in units of the largest weight."""
+        from zomopi_adapters.torch import ZOMOPI
+
+        torch = torch_or_skip()
+        (weight,) = weights([(256, 256)], dtype)
+        before = weight.detach().clone()
+        optimizer = ZOMOPI([weight], lr=1e-3, rank=16, probes=PROBES, smoothing=0.02)
+        for _ in range(20):
+            optimizer.step(lambda: 1.0)
+        off = torch.max(torch.abs(weight.detach().double() - before.double()))
+        return float(off / torch.max(torch.abs(before.double())))
+
+    track_restore_error.unit = "largest weight"  # type: ignore[attr-defined]
 
 
 class Memory:
@@ -235,13 +257,13 @@ class BatchedForward:
     def track_one_by_one_over_batched(self, device: str) -> float:
         """Return how many times longer a step takes with its probes one by one."""
         batched, single, _ = self._runs()
-        return median_ratio(interleaved_seconds([single, batched], 5))
+        return median_ratio(interleaved_seconds([single, batched], turns(5)))
 
     track_one_by_one_over_batched.unit = "x"  # type: ignore[attr-defined]
 
     def track_inference_over_batched(self, device: str) -> float:
         """Return pure inference on as many rows over a batched step."""
         batched, _, inference = self._runs()
-        return median_ratio(interleaved_seconds([inference, batched], 5))
+        return median_ratio(interleaved_seconds([inference, batched], turns(5)))
 
     track_inference_over_batched.unit = "x"  # type: ignore[attr-defined]

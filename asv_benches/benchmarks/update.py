@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from zomopi_core import _arrays
 
-from .common import BackendBenchmark, interleaved_seconds, median_ratio
+from .common import (
+    BACKENDS,
+    BackendBenchmark,
+    interleaved_seconds,
+    median_ratio,
+    sizes,
+    turns,
+)
 
 
 class LowRankUpdate(BackendBenchmark):
-    """X of 1024 x 1024, A and C of rank 64, float32."""
+    """X of n x n, A and C of rank 64, float32."""
 
-    rounds = 9
+    params: ClassVar = [BACKENDS, sizes(64, 1024, 4096)]
+    param_names: ClassVar = ["backend", "n"]
+    turns = turns(9)
 
-    def setup(self, backend):
+    def setup(self, backend, n):
         super().setup(backend)
-        self.x = self.normal((1024, 1024))
-        self.left, self.right = self.normal((1024, 64)), self.normal((64, 1024))
-        self.time_low_rank_update(backend)  # compiles
+        self.x = self.normal((n, n))
+        self.left, self.right = self.normal((n, 64)), self.normal((64, n))
+        self.out = _arrays.empty_like(self.x)
+        self.time_low_rank_update(backend, n)  # compiles
 
-    def time_low_rank_update(self, backend):
+    def time_low_rank_update(self, backend, n):
         self.synchronize(_arrays.low_rank_update(self.x, self.left, self.right, 1e-3))
 
-    def track_update_over_copy(self, backend):
+    def time_low_rank_update_into_memory(self, backend, n):
+        if self.out is None:
+            raise NotImplementedError("arrays of this library are not written to")
+        self.synchronize(
+            _arrays.low_rank_update(self.x, self.left, self.right, 1e-3, out=self.out)
+        )
+
+    def track_update_over_copy(self, backend, n):
         def update():
-            self.time_low_rank_update(backend)
+            self.time_low_rank_update(backend, n)
 
         def copy():
             self.synchronize(_arrays.copy(self.x))
 
-        return median_ratio(interleaved_seconds([update, copy], self.rounds))
+        return median_ratio(interleaved_seconds([update, copy], self.turns))
 
     track_update_over_copy.unit = "ratio"

@@ -1,0 +1,226 @@
+"""A step against the least that it must do: passes over X and random numbers.
+
+The floor of a central step of N probes is 2N + 1 of the best low-rank additions that the library
+has, into memory that is there, N r n normal numbers of its own generator, and 2N copies of X
+where every point is in new memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+import zomopi_core as zo
+from zomopi_core import _arrays
+
+from .common import BACKENDS, BackendBenchmark, interleaved_seconds, sizes, turns
+
+PROBES = 4
+
+
+class Ceilings(NamedTuple):
+    """Seconds of what a step is made of, each the least of several rounds."""
+
+    addition: float  # X += A C in place
+    copy: float  # X to new memory
+    normals: float  # N r n
+    product: float  # of two square matrices, for the rate of multiplication
+
+
+class Floor(BackendBenchmark):
+    """X of n x n in float32, four probes, central differences, a function that costs nothing."""
+
+    params: ClassVar = [BACKENDS, sizes(256, 1024, 4096), ["fresh", "reused"]]
+    param_names: ClassVar = ["backend", "n", "buffers"]
+    rank = 64
+    turns = turns(5)
+    timeout = 600
+
+    def setup(self, backend, n, buffers="fresh", method=None, dtype="float32"):
+        super().setup(backend)
+        self.x = self.normal((n, n), dtype)
+        self.left, self.right = self.normal((n, self.rank), dtype), self.normal((self.rank, n))
+        self.losses = itertools.cycle(np.random.default_rng(1).standard_normal(997).tolist())
+        self.buffers = buffers
+        self.optimizer = zo.Optimizer(
+            self.x,
+            method=method
+            or zo.zo_mopi(learning_rate=1e-3, rank=self.rank, probes=PROBES, refresh_every=10**6),
+            reuse_buffers=buffers == "reused",
+        )
+        self.step()
+
+    def step(self):
+        """Take a step."""
+        points = self.optimizer.ask()
+        losses = []
+        for point in points:
+            losses.append(next(self.losses))
+            self.synchronize(point)
+        self.optimizer.tell(losses)
+        self.synchronize(self.optimizer.x)
+
+    def ceilings(self):
+        """Return functions that do what a step is made of, once each."""
+        library = _arrays.library(self.xp)
+        n, sketch = self.x.shape[0], (PROBES, self.rank, self.x.shape[1])
+        own = _generator(library, self.x)
+        memory = _arrays.copy(self.x)
+        square = self.x[: min(n, 2048), : min(n, 2048)]
+
+        def addition():
+            self.synchronize(_added(library, memory, self.left, self.right))
+
+        return [
+            addition,
+            lambda: self.synchronize(_arrays.copy(self.x)),
+            lambda: self.synchronize(own(sketch)),
+            lambda: self.synchronize(square @ square),
+        ]
+
+    def seconds(self):
+        """Return the seconds of a step and the ceilings, measured in turns."""
+        functions = [self.step, *self.ceilings()]
+        least = interleaved_seconds(functions, self.turns).min(axis=0)
+        return float(least[0]), Ceilings(*map(float, least[1:]))
+
+    def floor(self, ceilings):
+        """Return the least seconds of a step."""
+        copies = 2 * PROBES * ceilings.copy if self.buffers == "fresh" else 0.0
+        return (2 * PROBES + 1) * ceilings.addition + ceilings.normals + copies
+
+    def time_step(self, backend, n, buffers):
+        self.step()
+
+    def track_step_over_floor(self, backend, n, buffers):
+        step, ceilings = self.seconds()
+        return step / self.floor(ceilings)
+
+    track_step_over_floor.unit = "ratio"
+
+
+def _added(library, x, left, right):
+    """Return X after the best addition of a low-rank product that a library has, in place."""
+    if library == "numpy":
+        from scipy.linalg.blas import sgemm
+
+        return sgemm(1e-6, right.T, left.T, 1.0, x.T, overwrite_c=True)
+    if library == "torch":
+        return x.addmm_(left, right, alpha=1e-6)
+    if library == "cupy":
+        import cupy.cublas
+
+        return cupy.cublas.gemm("N", "N", left, right, out=x, alpha=1e-6, beta=1.0)
+    return _jax_addition()(x, left, right)
+
+
+@functools.cache
+def _jax_addition():
+    import jax
+
+    # Not donated: the memory is needed again. It is the fastest that JAX does to the same X.
+    return jax.jit(lambda x, left, right: x + 1e-6 * (left @ right))
+
+
+def _generator(library, x):
+    """Return a function from a shape to normal numbers of the library's own generator."""
+    if library == "torch":
+        import torch
+
+        return lambda shape: torch.randn(shape, dtype=x.dtype, device=x.device)
+    if library == "cupy":
+        import cupy
+
+        generator = cupy.random.default_rng(0)
+        return lambda shape: generator.standard_normal(shape, dtype=x.dtype)
+    if library == "jax":
+        import jax
+
+        draw, key = jax.jit(jax.random.normal, static_argnums=(1, 2)), jax.random.key(0)
+        return lambda shape: draw(key, shape, x.dtype)
+    generator = np.random.Generator(np.random.Philox(0))
+    return lambda shape: generator.standard_normal(shape, dtype=x.dtype)
+
+
+class Structured(BackendBenchmark):
+    """Least squares ``mean((X W - Y)^2)`` with `structured=True`, against one evaluation."""
+
+    params: ClassVar = [BACKENDS, sizes((256, 512, 64), (2048, 8192, 512))]
+    param_names: ClassVar = ["backend", "(m, n, columns of W)"]
+    rank = 64
+    turns = turns(5)
+    timeout = 600
+
+    def setup(self, backend, sizes):
+        super().setup(backend)
+        m, n, p = sizes
+        self.x, self.w, self.y = self.normal((m, n)), self.normal((n, p)), self.normal((m, p))
+        method = zo.zo_mopi(learning_rate=1e-3, rank=self.rank, probes=PROBES, refresh_every=10**6)
+        self.optimizer = zo.Optimizer(self.x, method=method, reuse_buffers=True)
+        self.step()
+
+    def loss(self, matrix):
+        """Return the mean of squares, of a matrix or of what stands for it."""
+        residual = matrix @ self.w - self.y
+        return self.xp.mean(residual * residual)
+
+    def step(self):
+        """Take a step."""
+        points = self.optimizer.ask().perturbed()
+        self.optimizer.tell([self.loss(point) for point in points])
+        self.synchronize(self.optimizer.x)
+
+    def time_step(self, backend, sizes):
+        self.step()
+
+    def track_step_over_one_evaluation(self, backend, sizes):
+        one = self.xp.asarray(self.x)
+        functions = [self.step, lambda: self.synchronize(self.loss(one))]
+        step, single = interleaved_seconds(functions, self.turns).min(axis=0)
+        return float(step / single)
+
+    track_step_over_one_evaluation.unit = "ratio"
+
+
+class StackedLeaves(BackendBenchmark):
+    """The orthogonalization of 48 matrices of 512 x 512 as a stack, against one by one."""
+
+    params: ClassVar = [BACKENDS, sizes((16, 8), (32, 16), (64, 32))]
+    param_names: ClassVar = ["backend", "(r, k)"]
+    leaves = 48
+    turns = turns(9)
+
+    def setup(self, backend, ranks):
+        from zomopi_core import rule as parts
+
+        super().setup(backend)
+        r, k = ranks
+        self.rule = zo.zo_mopi(learning_rate=1e-3, rank=r, spectral_rank=k).matrices
+        momenta = [self.normal((r, 512)) for _ in range(self.leaves)]
+        right = self.xp.linalg.qr(self.normal((512, k)))[0]
+        self.averaged = [parts.Averaged(m, None, m, right) for m in momenta]
+        self.together = parts.directions
+
+    def stacked(self):
+        """Compute all directions as a stack."""
+        draws = [(None, i, 0) for i in range(self.leaves)]
+        rules = [self.rule] * self.leaves
+        self.synchronize(*(d.direction for d in self.together(rules, self.averaged, draws)))
+
+    def one_by_one(self):
+        """Compute the directions one after the other."""
+        found = [self.rule.orthogonalize(a, (None, i, 0)) for i, a in enumerate(self.averaged)]
+        self.synchronize(*(d.direction for d in found))
+
+    def time_stacked(self, backend, ranks):
+        self.stacked()
+
+    def track_one_by_one_over_stacked(self, backend, ranks):
+        functions = [self.one_by_one, self.stacked]
+        seconds = interleaved_seconds(functions, self.turns).min(axis=0)
+        return float(seconds[0] / seconds[1])
+
+    track_one_by_one_over_stacked.unit = "x"
