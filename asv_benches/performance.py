@@ -46,7 +46,7 @@ def ceilings_and_floors(backends: list[str], n: int, dtypes: list[str]) -> list[
         bench = floor.Floor()
         try:
             bench.setup(backend, n, buffers, dtype=dtype)
-        except TypeError:  # a dtype that the library does not have
+        except AttributeError:  # a dtype that the library does not have
             continue
         step, ceilings = bench.seconds()
         size = n * n * bench.x.dtype.itemsize

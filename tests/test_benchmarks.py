@@ -3,8 +3,12 @@
 import doctest
 import importlib
 import inspect
+import json
 import math
+import os
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +53,8 @@ class TestBars:
     @pytest.mark.parametrize("dtype", ["float64", "float32"])
     def test_minimize_over_step(self, load, dtype):
         seconds = load("overhead").minimize_and_step_seconds(dtype, rounds=15, steps=200)
-        # measured 1.08 to 1.09
-        assert load("common").median_ratio(seconds) <= 1.10
+        # measured 1.09 to 1.115: 17 us; a step by hand was 186 us when the bar was 1.10, now 169
+        assert load("common").median_ratio(seconds) <= 1.13
 
     @pytest.mark.parametrize("backend", ["numpy", "torch:cpu"])
     def test_draw_over_the_librarys_own_generator(self, load, backend):
@@ -60,6 +64,10 @@ class TestBars:
         # of each the lowest of rounds of 2 ms, which a neighbour cannot make lower still
         ours, own = small.seconds().min(axis=0)
         assert (ours - own) * 1e6 <= 20.0  # measured 7 for NumPy, 9 for Torch
+
+    def test_import(self, load):
+        """Beyond the dependencies, seconds of the processor; the least of three."""
+        assert min(load("imports").Import.seconds(3)) <= 0.15
 
     def test_twice_the_time_would_be_noticed(self, load):
         overhead = load("overhead")
@@ -144,3 +152,40 @@ class TestBackendBenchmark:
         results = doctest.testmod(load("common"))
         assert results.attempted > 0
         assert results.failed == 0
+
+
+class TestReports:
+    """The commands behind docs/performance.md and the GPU report, with small sizes."""
+
+    def test_performance(self, tmp_path):
+        report = tmp_path / "report.json"
+        command = [sys.executable, "-m", "performance", "--backends", "numpy", "--size", "128"]
+        command += ["--only", "floor,memory", "--json", str(report)]
+        done = subprocess.run(command, cwd=SUITE, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(report.read_text())
+        assert [row["buffers"] for row in found["floor"]] == ["fresh", "reused"]
+        assert all(row["ratio"] > 0 for row in found["floor"])
+        assert "| numpy | float32 | fresh |" in done.stdout
+        reused, fresh, tuned, tuned_fresh = (row["beyond_X"] for row in found["memory"])
+        assert reused < 2.75 < fresh
+        assert tuned < 3.75 < tuned_fresh
+
+    def test_gpu_check_rehearses(self, tmp_path):
+        """All parts but the tests, on the CPU."""
+        wheels = tmp_path / "wheels"
+        wheels.mkdir()
+        with zipfile.ZipFile(wheels / "made_up-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("made_up.py", "")
+        done = subprocess.run(
+            [SUITE.parent / "tools" / "gpu_check.sh", wheels, tmp_path / "out"],
+            capture_output=True,
+            text=True,
+            env=os.environ
+            | {"PYTHON": sys.executable, "GPU_REPORT_OPTIONS": "--rehearse --backends numpy"},
+        )
+        assert done.returncode == 0, done.stderr
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        for name in ("floor", "samplers", "stacked", "phase mask", "least squares"):
+            assert report[name]["rows"][0]["backend"] == "numpy", name
+        assert "## phase mask" in (tmp_path / "out" / "report.md").read_text()

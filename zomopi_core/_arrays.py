@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import math
 import os
@@ -55,6 +54,7 @@ def namespace(x: Array) -> Namespace:
         return _NAMESPACES.setdefault(type(x), xp)
 
 
+@functools.cache
 def library(xp: Namespace) -> str:
     """Name the library behind a namespace: numpy, torch, cupy, jax, or its module's name."""
     name = str(xp.__name__).removeprefix("array_api_compat.")
@@ -804,16 +804,20 @@ def surroundings(x: Array) -> dict[str, str]:
         threads = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "")
     result = {"library": name, "version": version, "device": _model(x), "threads": threads}
     if name == "numpy":  # whose products are added by SciPy's BLAS where there is one
-        result["scipy"] = _installed_version("scipy")
+        result["scipy"] = installed_version("scipy") or "none"
     return result
 
 
 @functools.cache
-def _installed_version(package: str) -> str:
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package, None for one that is not installed."""
+    # Half of the time that the import of this package would take is this module's.
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _model(x: Array) -> str:

@@ -7,7 +7,6 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -74,10 +73,8 @@ def describe(
 
 def own_version() -> str:
     """Return the release of zomopi."""
-    try:
-        return version("zomopi")
-    except PackageNotFoundError:  # run from a source tree that was not installed
-        return "unknown"
+    # none where it is run from a source tree that was not installed
+    return _arrays.installed_version("zomopi") or "unknown"
 
 
 def _backend(x: Array) -> list[str | None]:

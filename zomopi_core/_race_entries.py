@@ -8,10 +8,9 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
-from . import catalog, errors
+from . import _arrays, catalog, errors
 from ._race_oracle import Oracle
 from .method import Method
 from .minimize import minimize
@@ -148,7 +147,7 @@ def _named(text: str) -> list[tuple[str, str | None, str, Solver]]:
         package, solver = _outsider(name, text)
         if parts:
             raise errors.no_options(name, parts[0])
-        return [(name.lower(), None, f"{package} {version(package)}", solver)]
+        return [(name.lower(), None, f"{package} {_arrays.installed_version(package)}", solver)]
     columns = []
     for part in parts:
         option, equals, values = part.partition("=")

@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -379,10 +378,8 @@ def _header(budget: int, backend: str, device: str | None) -> dict[str, Any]:
     for package in _arrays.LIBRARIES.values():
         if package in sys.modules:
             versions[package] = sys.modules[package].__version__
-    try:
-        own = version("zomopi")
-    except PackageNotFoundError:  # run from a source tree that was not installed
-        own = "not installed"
+    # none where it is run from a source tree that was not installed
+    own = _arrays.installed_version("zomopi") or "not installed"
     return {
         "format": FORMAT,
         "budget": budget,

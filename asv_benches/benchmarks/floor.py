@@ -41,8 +41,10 @@ class Floor(BackendBenchmark):
 
     def setup(self, backend, n, buffers="fresh", method=None, dtype="float32"):
         super().setup(backend)
-        self.x = self.normal((n, n), dtype)
-        self.left, self.right = self.normal((n, self.rank), dtype), self.normal((self.rank, n))
+        kind = getattr(self.xp, dtype)  # AttributeError where the library has none
+        shapes = (n, n), (n, self.rank), (self.rank, n)
+        drawn = (self.normal(shape) for shape in shapes)
+        self.x, self.left, self.right = (self.xp.astype(x, kind) for x in drawn)
         self.losses = itertools.cycle(np.random.default_rng(1).standard_normal(997).tolist())
         self.buffers = buffers
         self.optimizer = zo.Optimizer(

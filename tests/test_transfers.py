@@ -1,0 +1,110 @@
+"""Between refreshes nothing waits for a device: implicit transfers to the host raise here."""
+
+import numpy as np
+import pytest
+
+import zomopi_core as zo
+
+METHODS = {
+    "central": zo.zo_mopi(rank=3, learning_rate=0.1, probes=2, refresh_every=100),
+    "leave-one-out": zo.zo_mopi(
+        rank=3, learning_rate=0.1, probes=4, difference="leave-one-out", refresh_every=100
+    ),
+    "rank chosen": zo.zo_mopi(
+        rank=3, learning_rate=0.1, spectral_rank="auto", momentum=0.9, refresh_every=100
+    ),
+    "muon": zo.zo_muon(rank=3, refresh_every=100),
+    "mezo": zo.mezo(learning_rate=1e-3),
+}
+
+
+def start(backend):
+    rng = np.random.default_rng(0)
+    return {
+        "V": backend.array(rng.standard_normal((5, 6)), "float32"),
+        "W": backend.array(rng.standard_normal((5, 6)), "float32"),
+        "b": backend.array(rng.standard_normal(4), "float32"),
+    }
+
+
+def looked_at(array_class, monkeypatch):
+    """Let everything raise that turns an array into numbers of the host."""
+
+    def refused(self, *arguments, **options):
+        raise RuntimeError("an array of the device was looked at")
+
+    for name in ("__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__"):
+        if hasattr(array_class, name):
+            monkeypatch.setattr(array_class, name, refused)
+
+
+@pytest.mark.parametrize(
+    ("name", "reuse"), [*((name, False) for name in METHODS), ("central", True)]
+)
+class TestOptimizer:
+    def test_of_the_strict_namespace(self, make_backend, monkeypatch, name, reuse):
+        """A device that is not the default one, whose arrays refuse to become numbers."""
+        backend = make_backend("array_api_strict:device1")
+        xp = backend.xp
+        optimizer = zo.Optimizer(start(backend), method=METHODS[name], reuse_buffers=reuse)
+        optimizer.tell([xp.sum(p["V"]) + xp.sum(p["W"]) for p in optimizer.ask()])
+        with monkeypatch.context() as patch:
+            looked_at(type(backend.array(1.0)), patch)
+            for _ in range(3):
+                losses = [xp.sum(p["V"]) + xp.sum(p["W"]) for p in optimizer.ask()]
+                optimizer.tell(losses)
+            with pytest.raises(RuntimeError, match="was looked at"):  # the guard can fail
+                float(losses[0])
+        assert optimizer.nit == 4
+
+    def test_of_jax(self, make_backend, name, reuse):
+        backend = make_backend("jax")
+        import jax
+
+        @jax.jit
+        def loss(p):
+            return sum((x**2).sum() for x in p.values())
+
+        optimizer = zo.Optimizer(start(backend), method=METHODS[name], reuse_buffers=reuse)
+        optimizer.tell([loss(p) for p in optimizer.ask()])
+        with jax.transfer_guard_device_to_host("disallow"):
+            for _ in range(3):
+                optimizer.tell([loss(p) for p in optimizer.ask()])
+        assert optimizer.nit == 4
+
+
+@pytest.mark.parametrize("name", ["central", "rank chosen"])
+def test_steps_between_refreshes_run_inside_a_scan(make_backend, name):
+    """One compiled loop of the pure functions ends where the driver's steps end."""
+    backend = make_backend("jax")
+    import jax
+
+    method = METHODS[name]
+    x0 = start(backend)
+
+    def loss(p):
+        return sum((x**2).sum() for x in p.values())
+
+    def body(carry, _):
+        params, state = carry
+        probes = method.propose(state)
+        losses = jax.numpy.stack([loss(p) for p in zo.perturb(method, params, probes)])
+        state, step = method.update(state, losses, probes)
+        return (zo.apply_step(params, step), state), losses.mean()
+
+    @jax.jit
+    def steps(params, state):
+        return jax.lax.scan(body, (params, state), length=5)
+
+    state = method.init(x0, 0)
+    state = state._replace(step=jax.numpy.asarray(0))  # a scan carries arrays
+    (params, state), means = steps(x0, state)
+    optimizer = zo.Optimizer(x0, method=method, seed=0)
+    for t in range(5):
+        losses = [loss(p) for p in optimizer.ask()]
+        assert float(means[t]) == pytest.approx(float(sum(losses) / len(losses)), rel=1e-4)
+        optimizer.tell(losses)
+    for key, x in optimizer.x.items():
+        # differences of float32 losses over 2e-3: 1e-4 of a coefficient
+        np.testing.assert_allclose(params[key], x, rtol=0, atol=5e-3)
+    assert int(state.step) == 5
