@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from zomopi_core.line_search import Parabola, is_clear, line_minimum
+from zomopi_core.line_search import LineModel, Parabola, is_clear, line_minimum
 
 NAN, INF = math.nan, math.inf
 FINE = [0.0, 0.5, 1.0, 2.0]
@@ -148,3 +148,55 @@ class TestParabola:
         fit = Parabola().add(steps, [(a / 1e40 - 1.0) ** 2 for a in steps])
         slope, curvature = fit.solve()
         assert slope / curvature == pytest.approx(1e40, rel=1e-9)
+
+
+class TestLineModel:
+    STEPS = (0.0, 0.0, 0.0, 0.5, 1.0, 1.5, 2.0)
+    FALLING = (0.0, 0.0, 0.0, -1.0, -2.0, -3.0, -4.0)
+
+    def test_clear_values_are_taken_as_they_are(self):
+        losses = [parabola(0.75)(a) for a in self.STEPS]
+        model, minimum = LineModel().minimum(self.STEPS, losses, 1.0, 0.01)
+        assert minimum == line_minimum(self.STEPS, losses)
+        assert model.parabola.solve() == pytest.approx((3.0 * 0.75, 3.0), rel=1e-9)
+
+    @pytest.mark.parametrize("noise", [0.6, 6.0])
+    def test_hidden_values_are_fitted(self, noise):
+        """Without any noise in them the fit is exact, whatever was told."""
+        model = LineModel()
+        for _ in range(3):
+            losses = [parabola(0.75)(a) for a in self.STEPS]
+            model, minimum = model.minimum(self.STEPS, losses, 1.0, noise)
+            assert minimum == pytest.approx(0.75, rel=1e-9)
+
+    @pytest.mark.parametrize(
+        ("noise", "expected"),
+        [(0.0, 1.0), (3.0, 2 * math.sqrt(2.0)), (3 * 8.0, 8.0), (1e9, 16.0)],
+    )
+    def test_distance_shows_the_curvature(self, noise, expected):
+        """sqrt(8 s / h) with h = 3, between alpha = 1 and 16."""
+        model = LineModel(Parabola().add([0.0, 1.0, 2.0], [0.0, 1.5, 6.0]))
+        assert model.distance(1.0, noise) == pytest.approx(expected)
+
+    def test_distance_without_curvature_follows_what_was_seen(self):
+        assert LineModel().distance(1.0, 1.0) == 1.0
+        # differences of four: more than chance with a noise of 0.5, less with 1
+        seen, minimum = LineModel().minimum(self.STEPS, self.FALLING, 1.0, 0.5)
+        assert (seen.reach, minimum) == (0.5, math.inf)
+        unseen, minimum = LineModel().minimum(self.STEPS, self.FALLING, 1.0, 1.0)
+        assert (unseen.reach, minimum) == (2.0, math.inf)
+        assert unseen.distance(1.0, 1.0) == 2.0
+
+    def test_no_shorter_than_a_sixteenth_of_the_distance(self):
+        rising = [a + 0.5 * a * a for a in self.STEPS]
+        assert LineModel().minimum(self.STEPS, rising, 1.0, 1.0)[1] == 0.0625
+
+    def test_far_searches_count_less(self):
+        """What was fitted at a distance of 16 has next to no weight at 1."""
+        steps = [16.0 * a for a in self.STEPS]
+        far = LineModel(Parabola().add(steps, [parabola(40.0)(a) for a in steps]), 16.0)
+        losses = [parabola(0.75)(a) for a in self.STEPS]
+        near = far.minimum(self.STEPS, losses, 1.0, 0.3)[0]
+        weight = 0.6 * (1 / 16) ** 4
+        expected = far.parabola.normal[0] * weight + sum(a * a for a in self.STEPS)
+        assert near.parabola.normal[0] == pytest.approx(expected, rel=1e-9)

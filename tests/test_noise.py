@@ -1,11 +1,11 @@
-"""The noise of a function from its table of differences."""
+"""The noise of a function: from its table of differences, from repetitions and from steps."""
 
 import math
 
 import numpy as np
 import pytest
 
-from zomopi_core.noise import noise_level
+from zomopi_core.noise import LINE_POINTS, Noise, noise_level
 
 
 def level_of_order(values, k):
@@ -112,3 +112,87 @@ class TestNoNoise:
     )
     def test_steps_too_large(self, fun):
         assert noise_level([fun(2.0 * i) for i in range(7)]) is None
+
+
+class TestLine:
+    def test_level(self):
+        values = [0.3, -1.0, 0.4, -0.2, 1.1, -0.7, 0.1]
+        assert len(values) == len(LINE_POINTS)
+        noise = Noise().with_line(values)
+        assert noise.level == noise_level(values) > 0
+        assert noise.measured
+        assert noise.random
+        assert noise.rough
+
+    def test_smooth(self):
+        noise = Noise().with_line([math.exp(s) for s in LINE_POINTS])
+        assert noise == Noise(measured=True, tries=1)
+        assert not noise.rough
+
+    def test_failures_are_tried_again_twice(self):
+        noise, bad = Noise(), [math.nan, *(0.0 for _ in LINE_POINTS[1:])]
+        for tries in (1, 2):
+            noise = noise.with_line(bad)
+            assert (noise.tries, noise.measured) == (tries, False)
+        assert noise.with_line(bad).measured
+
+
+class TestRepetition:
+    def test_mean_square_is_followed(self):
+        noise = Noise(level=2.0, random=True).with_repetition(1.0, 7.0)
+        assert noise.level**2 == pytest.approx(0.9 * 2.0**2 + 0.1 * 6.0**2 / 2, rel=1e-12)
+        assert noise.random
+
+    def test_tends_to_the_noise(self):
+        """Gaussian values of deviation 3; the mean of 300 levels, of which 15 are independent."""
+        rng = np.random.default_rng(0)
+        noise, levels = Noise(level=1e-6, random=True), []
+        for i in range(400):
+            noise = noise.with_repetition(*(3.0 * rng.standard_normal(2)).tolist())
+            levels += [noise.level] if i >= 100 else []
+        assert 2.5 < np.mean(levels) < 3.5
+
+    def test_same_value_is_rounding(self):
+        noise = Noise(level=2.0, random=True).with_repetition(5.0, 5.0)
+        assert (noise.level, noise.random) == (2.0, False)
+
+    def test_squares_that_overflow(self):
+        level = Noise(level=1e300, random=True).with_repetition(1e300, -1e300).level
+        assert level == pytest.approx(1e300 * math.sqrt(0.9 + 0.2), rel=1e-12)
+
+
+class TestSteps:
+    def test_values_that_differ(self):
+        assert Noise().with_steps([1.0, 2.0, 3.0, 4.0]) == Noise()
+
+    def test_one_value_alone_may_be_a_penalty(self):
+        assert Noise().with_steps([1.0, 2.0, 3.0, 9.0, 9.0, 9.0, 9.5]) == Noise()
+
+    def test_least_difference_is_the_height(self):
+        noise = Noise().with_steps([0.25, 0.5, 0.5, 1.5, 1.5, 2.0, 2.25, math.nan])
+        assert noise.level == 0.25
+        assert noise.grain == noise.of_differences == 6 * 0.25
+        assert noise.rough
+        assert not noise.random
+
+    def test_few_distinct_values(self):
+        assert Noise().with_steps([1.0, 1.0, 1.0, 1.5]).level == 0.5
+
+    def test_one_value_has_no_height(self):
+        assert Noise().with_steps([1.0, 1.0, 1.0]) == Noise()
+        assert Noise().with_steps([math.nan]) == Noise()
+
+    def test_never_lower_than_before(self):
+        noise = Noise(level=1.0, grain=7.0)
+        assert noise.with_steps([0.0, 0.0, 0.5, 0.5]) == noise
+
+
+class TestBound:
+    @pytest.mark.parametrize(("level", "most", "expected"), [(1.0, 9.0, 3.0), (1.0, 0.25, 1.0)])
+    def test_geometric_mean_upwards(self, level, most, expected):
+        noise = Noise(level=level, random=True)
+        assert noise.with_bound(most).level == expected
+        assert noise.with_bound(math.inf).level == math.inf
+
+    def test_function_that_repeats_its_values_is_not_doubted(self):
+        assert Noise(level=1.0).with_bound(9.0).level == 1.0

@@ -8,8 +8,6 @@ import pytest
 
 import zomopi_core as zo
 from zomopi_core import problems
-from zomopi_core.catalog import tuned_method
-from zomopi_core.tuning import start_tuning
 
 TARGET = np.outer(np.arange(1.0, 9.0), np.ones(6)) / 8
 X0 = np.zeros((8, 6))
@@ -47,10 +45,6 @@ def minimize(fun, x0=X0, max_queries=3000, **options):
 def minimize_with_noise(level, seed):
     rng = np.random.default_rng(seed)
     return minimize(lambda x: distance(x) + level * rng.standard_normal(), seed=seed)[0]
-
-
-def start():
-    return start_tuning(tuned_method("zo-mopi", "auto", "auto", "auto"), X0)
 
 
 class TestFunctions:
@@ -174,16 +168,6 @@ class TestSteps:
     def test_are_seen_although_most_values_differ(self, step, seed):
         result, _ = minimize(lambda x: float(np.round(distance(x) / step) * step), seed=seed)
         assert distance(result.x) < max(0.03 * START, 3 * step)
-
-    def test_repeated_values(self):
-        tuning = start()
-        assert tuning._with_steps([1.0, 2.0, 3.0, 4.0]).grain == 0
-        # one value alone may be a penalty
-        assert tuning._with_steps([1.0, 2.0, 3.0, 9.0, 9.0, 9.0, 9.5]).grain == 0
-        stepped = tuning._with_steps([0.25, 0.5, 0.5, 1.5, 1.5, 2.0, 2.25])
-        assert stepped.noise == 0.25
-        assert stepped.grain > 0.25
-        assert tuning._with_steps([1.0, 1.0, 1.0, 1.5]).grain > 0
 
     def test_smoothing_does_not_run_away(self):
         """Errors among 64 samples, another 64 at each step: they saturate far away."""

@@ -16,17 +16,22 @@ import numpy as np
 from . import _arrays
 from ._safetensors import Stored
 from .adaptive_rank import Spectrum
-from .line_search import Parabola
+from .line_search import LineModel, Parabola
 from .method import State
 from .momentum import Moments
+from .noise import Noise
 from .point import Point, Snapshot
+from .rate_search import RateSearch
+from .retreat import Descent
 from .rule import LeafState
+from .smoothing import Smoothing
 from .tuning import Tuning
 from .update import Change
 
+_OF_TUNING = (Tuning, Noise, Smoothing, RateSearch, LineModel, Parabola, Descent)
 _CLASSES: dict[str, type] = {
     cls.__name__: cls
-    for cls in (Point, Snapshot, State, LeafState, Change, Moments, Spectrum, Tuning, Parabola)
+    for cls in (Point, Snapshot, State, LeafState, Change, Moments, Spectrum, *_OF_TUNING)
 }
 _HOST = np.zeros(0)
 _SCALARS = {np.dtype(name).str for name in ("f2", "f4", "f8", "i4", "i8", "?")}

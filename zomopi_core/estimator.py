@@ -77,7 +77,7 @@ class FiniteDifference:
         Number N of random directions per step.
     smoothing : float or "auto"
         Step mu along a direction, in units of the parameters. With ``"auto"`` whoever evaluates
-        the function chooses it, from its noise and its curvature (`tuning`), and `at` makes the
+        the function chooses it, from its noise and its curvature (`smoothing`), and `at` makes the
         estimator for it; until then it is 1e-3.
     difference : {"central", "forward", "leave-one-out"}
     full_batch : bool

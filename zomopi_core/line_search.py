@@ -12,6 +12,14 @@ import numpy as np
 _CLEAR = 20.0
 # What a fit keeps of the searches before: the slope falls as the run goes on.
 _KEPT = 0.6
+# Where F is noisy, it is searched as far out as it takes for the parabola to rise by several noise
+# levels, within a factor.
+_VISIBLE = 8.0
+_FAR = 16.0
+# Range of a search's values over the noise that is more than chance; the least minimiser, as a
+# part of the distance searched.
+_SEEN = 6.0
+_LEAST_PART = 0.0625
 
 
 def line_minimum(scales: Sequence[float], losses: Sequence[float]) -> float:
@@ -114,3 +122,65 @@ class Parabola(NamedTuple):
         if not determinant > 1e-12 * aa * bb:
             return 0.0, 0.0
         return (ya * bb - yb * ab) / determinant, (yb * aa - ya * ab) / determinant
+
+
+class LineModel(NamedTuple):
+    """A model of F along the direction of a run's steps, from one line search to the next.
+
+    Attributes
+    ----------
+    parabola : Parabola
+        Fit of the noisy searches.
+    reach : float
+        Distance at which F was last searched; 0.0 before.
+    """
+
+    parabola: Parabola = Parabola()
+    reach: float = 0.0
+
+    def distance(self, alpha: float, noise: float) -> float:
+        """Return the step around which a noisy F is searched: its curvature can be seen there."""
+        curvature = self.parabola.solve()[1]
+        if not curvature > 0:
+            return max(alpha, self.reach)
+        visible = math.sqrt(_VISIBLE * noise / curvature)
+        return min(max(alpha, visible), _FAR * alpha)
+
+    def minimum(
+        self, scales: Sequence[float], losses: Sequence[float], alpha: float, noise: float
+    ) -> tuple[LineModel, float]:
+        """Return the model after a search, and the minimiser.
+
+        Parameters
+        ----------
+        scales, losses : sequence of float
+            As in `line_minimum`.
+        alpha : float
+            The minimiser before.
+        noise : float
+            Standard deviation of a loss.
+        """
+        if is_clear(losses, noise):
+            reach = 0.5 * self.distance(alpha, noise)
+            return LineModel(Parabola().add(scales, losses), reach), line_minimum(scales, losses)
+        return self._fitted(scales, losses, alpha, noise)
+
+    def _fitted(
+        self, scales: Sequence[float], losses: Sequence[float], alpha: float, noise: float
+    ) -> tuple[LineModel, float]:
+        """Return the model and the minimiser of a parabola through this and earlier searches."""
+        reach = distance = self.distance(alpha, noise)
+        # Far out F is another function, and a fit is led by its farthest points.
+        nearer = min(1.0, reach / self.reach) if self.reach > 0 else 1.0
+        parabola = self.parabola.add(scales, losses, nearer**4)
+        slope, curvature = parabola.solve()
+        if curvature > 0:
+            minimum = slope / curvature
+        else:
+            minimum = math.inf if slope > 0 else 0.0
+            finite = [x for x in losses if math.isfinite(x)]
+            seen = max(finite) - min(finite) > _SEEN * noise
+            reach *= 0.5 if seen else 2.0
+        # A shorter step than this could not be told from it. Else a few searches that went wrong
+        # by chance make all points of the next ones coincide, and nothing is ever seen again.
+        return LineModel(parabola, reach), max(minimum, _LEAST_PART * distance)

@@ -29,10 +29,10 @@ from .objective import (
 from .point import Point, Snapshot
 from .rule import Probe
 from .sampling import Sampler
+from .smoothing import Geometry
 from .tuning import (
     NOTHING,
     USABLE,
-    Geometry,
     Plan,
     Tuning,
     Verdict,
@@ -319,7 +319,7 @@ class Optimizer:
         tuning = self._point.tuning
         if tuning is None or not estimator.tuned:
             return estimator
-        return estimator.at(tuning.smoothing)
+        return estimator.at(tuning.smoothing.width)
 
     @property
     def tunes(self) -> bool:
@@ -330,7 +330,7 @@ class Optimizer:
     def tunes_rate(self) -> bool:
         """Whether the learning rate is measured during the run."""
         tuning = self._point.tuning
-        return tuning is not None and tuning.tunes_rate
+        return tuning is not None and tuning.search.tuned
 
     @property
     def queries(self) -> int:
@@ -346,7 +346,7 @@ class Optimizer:
     def noise(self) -> float:
         """Standard deviation of a loss at one point, as far as it was measured; else 0."""
         tuning = self._point.tuning
-        return tuning.noise if tuning is not None and tuning.random else 0.0
+        return tuning.noise.level if tuning is not None and tuning.noise.random else 0.0
 
     def skip_search(self) -> None:
         """Leave out the points beside the probes that the next step would ask for."""
@@ -574,10 +574,10 @@ class Optimizer:
         after = State(state.step + 1, *new[1:3], state.random)
         if tuning is None:
             best = params
-        elif tuning.tunes_rate:
+        elif tuning.search.tuned:
             direction = self._direction(after, step)
-            if not tuning.alpha > 0:
-                tuning = tuning.started(self._geometry(direction, probes))
+            if not tuning.search.begun:
+                tuning = tuning.begin(self._geometry(direction, probes))
         self._point = Point(params, after, refreshed_at, tuning, direction, best, snapshot, factor)
         self._asked = None  # and what it held
         # With a projection the array may belong to that.

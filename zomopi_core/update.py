@@ -224,7 +224,7 @@ class Update:
     ----------
     learning_rate : float, schedule, "auto" or None
         eta, or a callable of the step. With ``"auto"`` whoever evaluates the function measures
-        the rate (`tuning`), in units of the size of the parameters at the start
+        the rate (`rate_search`), in units of the size of the parameters at the start
         (`typical_size`) where steps are normalised; 0.01 for whoever does not. None takes a
         default.
     weight_decay : float

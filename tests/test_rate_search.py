@@ -1,0 +1,165 @@
+"""Line searches in turn: the first minimum, later ones, with noise and steps, and the rate."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from zomopi_core.noise import Noise
+from zomopi_core.rate_search import RateSearch
+from zomopi_core.smoothing import Geometry, Smoothing
+
+QUIET = Noise(measured=True)
+RANDOM = Noise(level=0.1, random=True, measured=True)
+STEPPED = Noise(level=0.1, grain=0.6, measured=True)
+NEW = RateSearch(tuned=True, memory=10.0, evaluations=8, steps=1, alpha=1.0)
+LATER = replace(NEW, found=True, steps=1000, next_search=1000)
+WIDTH = Smoothing(tuned=True, width=0.5, least=1e-9, most=3.0, first=0.5, gain=1.0, settled=True)
+
+
+def line(vertex, scale=1.0):
+    return lambda a: scale * ((a / vertex - 1.0) ** 2 - 1.0)
+
+
+def tell(search, fun, noise=QUIET):
+    scales = search.scales(noise)
+    return search.told(scales, [fun(a) for a in scales], noise)
+
+
+def first_minimum(search, fun, noise=QUIET):
+    """Return the search with its first minimum, and the farthest point that it asked for."""
+    farthest = 0.0
+    for _ in range(40):
+        if search.found:
+            return search, farthest
+        farthest = max(farthest, *search.scales(noise))
+        search = tell(search, fun, noise).passed()
+    raise AssertionError("found nothing")
+
+
+class TestPoints:
+    def test_nothing_to_ask(self):
+        assert replace(NEW, tuned=False).scales(QUIET) == ()
+        assert replace(NEW, alpha=0.0).scales(QUIET) == ()
+        assert replace(NEW, next_search=2).scales(QUIET) == ()
+
+    def test_first_search(self):
+        assert replace(NEW, alpha=2.0).scales(RANDOM) == (0.0, 2.0, 8.0)
+
+    @pytest.mark.parametrize(
+        ("noise", "expected"),
+        [
+            (QUIET, (0.0, 1.0, 2.0, 4.0)),
+            (RANDOM, (0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0)),
+            (STEPPED, (0.0, 1.0, 2.0, 3.0, 4.0)),
+        ],
+    )
+    def test_later_searches(self, noise, expected):
+        assert replace(LATER, alpha=2.0).scales(noise) == expected
+
+
+class TestBegin:
+    @pytest.mark.parametrize(("raises", "part"), [(0, 0.1), (2, 1.0)])
+    def test_as_long_as_a_part_of_a_probe(self, raises, part):
+        smoothing = replace(WIDTH, raises=raises)
+        search = replace(NEW, alpha=0.0).begin(smoothing, Geometry(probe=4.0, direction=8.0))
+        assert search.alpha * 8.0 == pytest.approx(part * 0.5 * 4.0)
+
+    @pytest.mark.parametrize("geometry", [Geometry(0.0, 1.0), Geometry(1.0, 0.0)])
+    def test_without_a_length(self, geometry):
+        search = replace(NEW, alpha=0.0).begin(WIDTH, geometry)
+        assert not search.begun
+
+
+class TestFirstMinimum:
+    @pytest.mark.parametrize("vertex", 10.0 ** np.arange(-8, 9, 2))
+    @pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+    def test_exact_on_parabolas(self, vertex, scale):
+        """Wherever it begins; and it looks no further than it must."""
+        search, farthest = first_minimum(NEW, line(vertex, scale))
+        assert search.alpha == pytest.approx(vertex, rel=1e-6)
+        assert farthest <= max(4.0, 16.0 * vertex)
+
+    def test_nothing_moves_before(self):
+        search = tell(NEW, line(1e6))
+        assert not search.found
+        assert search.rate == 0.0
+        assert search.passed().due
+
+    @pytest.mark.parametrize("sign", [-1.0, 1.0])
+    def test_ends_where_there_is_none(self, sign):
+        search, _ = first_minimum(NEW, lambda a: sign * a)
+        assert 1e-20 < search.alpha < 1e20
+        assert search.rounds == 15
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_failures_ask_for_nearer_points(self, bad):
+        search, _ = first_minimum(NEW, lambda a: -a if a < 1e-3 else bad)
+        assert 1e-5 < search.alpha < 1e-3
+
+    def test_hidden_minimum_is_the_farthest_hidden_point(self):
+        search, _ = first_minimum(NEW, line(1.0, 1e-6), Noise(level=1.0))
+        assert 100 < search.alpha < 10_000  # F has risen by the noise at 1,000
+
+    @pytest.mark.parametrize("noise", [RANDOM, STEPPED])
+    def test_noise_hides_no_further_than_a_probe(self, noise):
+        search, _ = first_minimum(replace(NEW, probe=3.0), lambda a: 0.0, noise)
+        assert search.alpha == 3.0
+
+
+class TestLaterMinimum:
+    @pytest.mark.parametrize("vertex", [0.3, 1.0, 3.0])
+    def test_geometric_mean_with_the_last(self, vertex):
+        assert tell(LATER, line(vertex)).alpha == pytest.approx(math.sqrt(vertex))
+
+    @pytest.mark.parametrize(("fun", "change"), [(lambda a: -a, 2.0), (lambda a: a, 0.5)])
+    def test_as_far_down_as_up(self, fun, change):
+        """The minimiser is taken within a factor of four."""
+        assert tell(LATER, fun).alpha == pytest.approx(change)
+
+    @pytest.mark.parametrize("noise", [RANDOM, STEPPED])
+    def test_rough_function(self, noise):
+        """One search: 0.1 of noise, a parabola that falls by 1 on its way to 1.5."""
+        rng = np.random.default_rng(0)
+        found = [
+            tell(LATER, lambda a: line(1.5)(a) + 0.1 * rng.standard_normal(), noise).alpha
+            for _ in range(200)
+        ]
+        assert np.median(found) == pytest.approx(math.sqrt(1.5), rel=0.1)
+
+    def test_too_few_points(self):
+        search = LATER.told((0.0, 0.0, 1.0), (0.0, 0.0, -1.0), RANDOM)
+        assert search == LATER.postponed()
+
+
+class TestRate:
+    @pytest.mark.parametrize("steps", [1, 2, 5, 1000])
+    @pytest.mark.parametrize(("noise", "pace"), [(QUIET, 1.0), (RANDOM, 1.0), (STEPPED, 2.0)])
+    def test_alpha_over_the_memory_so_far(self, steps, noise, pace):
+        search = tell(replace(LATER, steps=steps, next_search=steps), line(1.0), noise)
+        memory = sum(0.9**i for i in range(steps))
+        assert search.rate == pytest.approx(pace * search.alpha / memory, rel=1e-9)
+
+    def test_retreat(self):
+        search = replace(LATER, rate=0.8).retreated()
+        assert (search.alpha, search.rate) == (0.25, 0.2)
+        assert search.next_search == LATER.steps + 2
+
+    def test_no_longer_than_the_dtype_allows(self):
+        search = replace(LATER, rate=0.8, longest=3.0)
+        assert search.shortened(Geometry(1.0, 2.0)) == search
+        short = search.shortened(Geometry(1.0, 6.0))
+        assert (short.alpha, short.rate) == (0.5, 0.5)
+        assert search.shortened(Geometry(1.0, 0.0)) == search
+
+
+class TestPauses:
+    @pytest.mark.parametrize(("steps", "pause"), [(0, 1), (3, 3), (9, 9), (1000, 10)])
+    def test_as_long_as_the_run_so_far_and_no_longer_than_the_memory(self, steps, pause):
+        search = tell(replace(LATER, steps=steps, next_search=steps), line(1.0))
+        assert search.next_search == steps + 1 + pause
+
+    @pytest.mark.parametrize(("evaluations", "pause"), [(2, 40), (4, 20), (8, 10), (100, 10)])
+    def test_eighty_evaluations_at_least(self, evaluations, pause):
+        assert replace(LATER, evaluations=evaluations).rested().next_search == 1000 + pause

@@ -1,0 +1,82 @@
+"""When an iterate is given up: by how much F may rise, and how often it may fail."""
+
+import math
+
+import pytest
+
+from zomopi_core.noise import Noise
+from zomopi_core.retreat import Descent
+
+QUIET = Noise()
+FELL = Descent(first=10.0, lowest=2.0)
+
+
+def limit(descent, noise=QUIET, nearby=math.inf):
+    """Return the largest multiple of 1/64 that does not count as a rise."""
+    values = [descent.lowest + i / 64 for i in range(64 * 20)]
+    return max(x for x in values if not descent.has_risen(x, min(x, nearby), noise))
+
+
+class TestRise:
+    def test_half_of_what_was_gained(self):
+        assert limit(FELL) == 2.0 + 0.5 * 8.0
+
+    def test_noise_comes_on_top(self):
+        assert limit(FELL, Noise(level=0.5)) == 2.0 + 0.5 * 8.0 + 6 * 0.5
+
+    def test_four_usual_changes(self):
+        assert limit(Descent(first=10.0, lowest=2.0, usual=2.0)) == 2.0 + 4 * 2.0
+        assert limit(Descent(first=10.0, lowest=2.0, usual=0.5)) == 2.0 + 0.5 * 8.0
+
+    def test_point_nearby_that_makes_up_for_it(self):
+        assert FELL.has_risen(9.0, 9.0, QUIET)
+        assert not FELL.has_risen(9.0, 2.0, QUIET)
+        assert FELL.has_risen(9.0, 2.1, QUIET)
+
+    @pytest.mark.parametrize("first", [math.nan, math.inf, 1.0])
+    def test_start_that_was_not_higher(self, first):
+        assert limit(Descent(first=first, lowest=2.0)) == 2.0
+
+    def test_nothing_known(self):
+        assert not Descent().has_risen(1e300, 1e300, QUIET)
+
+    def test_is_best(self):
+        assert FELL.is_best(2.0, QUIET)
+        assert not FELL.is_best(2.25, QUIET)
+        assert FELL.is_best(2.25, Noise(level=0.125))
+
+
+class TestUsual:
+    def test_largest_change_while_nothing_moves(self):
+        descent = Descent()
+        for value in (5.0, 8.0, 7.0):
+            descent = descent.seen(value, moves=False)
+        assert (descent.last, descent.usual) == (7.0, 3.0)
+
+    def test_average_of_later_changes(self):
+        descent = Descent(last=7.0, usual=3.0).seen(6.0, moves=True)
+        assert (descent.last, descent.usual) == (6.0, 2.0)
+
+    def test_first_value_is_no_change(self):
+        assert Descent().seen(1e9, moves=True).usual == 0.0
+
+
+class TestLowest:
+    @pytest.mark.parametrize(("value", "lowest"), [(3.0, 3.0), (math.nan, math.inf)])
+    def test_start(self, value, lowest):
+        assert Descent().from_start(value).lowest == lowest
+
+    def test_lowered(self):
+        assert FELL.lowered(3.0).lowest == 2.0
+        assert FELL.lowered(1.0).lowest == 1.0
+
+
+class TestFailures:
+    def test_four_in_a_row(self):
+        descent = Descent()
+        for _ in range(3):
+            descent = descent.failed(lost=True)
+        assert not descent.lost
+        assert descent.failed(lost=True).lost
+        assert descent.failed(lost=False).failures == 0
+        assert descent.seen(1.0, moves=True).failures == 0
