@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 pytest.importorskip("typer", reason="the extra cli is not installed")
 from typer.testing import CliRunner
 
+import zomopi_core as zo
 from zomopi_core.cli import app
 
 
@@ -137,3 +139,69 @@ class TestEntry:
         assert done.returncode == 1
         assert "pip install 'zomopi[cli]'" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+class TestJournals:
+    @pytest.fixture
+    def journal(self, tmp_path):
+        calls = iter(range(10**6))
+
+        def fun(x):
+            return float("nan") if next(calls) % 7 == 6 else float(np.sum((x - 1.0) ** 2))
+
+        path = tmp_path / "run.zomopi"
+        zo.minimize(fun, np.zeros((6, 4)), max_queries=300, journal=path)
+        return path
+
+    def test_show(self, journal, tmp_path):
+        result = call("show", journal)
+        assert result.exit_code == 0, result.output
+        rows = dict(re.findall(r"^([a-z ]+?) {2,}(\S.*?) *$", result.stdout, re.M))
+        evaluations = zo.resume(journal, None.__eq__).nfev
+        assert rows["queries"] == str(evaluations)
+        assert rows["failures"] == str(evaluations // 7)
+        assert rows["parameters"] == "24 in 1 array"
+        assert rows["random numbers"] == "NumpySampler, seed 0"
+        assert (tmp_path / "run.zomopi.png").stat().st_size > 10_000
+        lines = result.stdout.splitlines()
+        assert all(len(line) <= 80 for line in lines if not line.startswith("saved"))
+
+    def test_show_without_snapshots(self, journal, tmp_path):
+        for file in tmp_path.glob("*.safetensors"):
+            file.unlink()
+        result = call("show", journal, "--save", tmp_path / "a.svg")
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / "a.svg").stat().st_size > 10_000
+
+    def test_tail_of_a_run_that_has_ended(self, journal):
+        result = call("tail", journal, "--lines", 2)
+        lines = result.stdout.splitlines()
+        assert len(lines) == 4
+        assert lines[0].split() == ["step", "queries", "loss", "rate", "seconds"]
+        assert lines[-1] == "The budget of evaluations is spent."
+        assert all(len(line) <= 80 for line in lines)
+
+    def test_tail_follows_another_process(self, tmp_path):
+        path = tmp_path / "run.zomopi"
+        code = (
+            "import sys, time\nimport numpy as np\nimport zomopi_core as zo\n"
+            "zo.minimize(lambda x: float(np.sum((x - 1.0) ** 2)), np.zeros((6, 4)), max_steps=30,"
+            " callback=lambda i: time.sleep(0.05), journal=sys.argv[1])"
+        )
+        with subprocess.Popen([sys.executable, "-c", code, str(path)]) as run:
+            while not path.exists():
+                assert run.poll() is None
+                time.sleep(0.01)
+            result = call("tail", path, "--lines", 0)
+        steps = [int(line.split()[0]) for line in result.stdout.splitlines()[1:-1]]
+        assert steps[-1] == 30
+        assert steps == list(range(steps[0], 31))
+        assert result.stdout.splitlines()[-1] == "The number of steps is reached."
+
+    @pytest.mark.parametrize("command", ["show", "tail"])
+    def test_what_is_no_journal(self, command, tmp_path):
+        (tmp_path / "text").write_text("hello")
+        result = call(command, tmp_path / "text")
+        assert result.exit_code == 2
+        assert "cannot be read as a journal" in flat(result.output)
+        assert "there is no journal" in flat(call(command, tmp_path / "nothing").output)

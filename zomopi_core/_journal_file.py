@@ -226,19 +226,37 @@ def _publish(draft: Path, path: Path) -> None:
         os.rename(draft, path)
 
 
-def read_journal(path: Path) -> tuple[dict[str, Any], Iterator[tuple[int, Row]]]:
-    """Return the header of a journal and its rows, for reading while another process writes."""
-    connection = _connect(path, write=False)
-    with _explained(path):
-        _check_schema(connection, path)
-        header, checksum = _read_header(connection, path)
+class JournalReader:
+    """A journal open for reading, also while another process writes it.
 
-    def rows() -> Iterator[tuple[int, Row]]:
-        with contextlib.closing(connection):
-            for number, row, _ in _read_rows(connection, path, checksum):
-                yield number, row
+    Parameters
+    ----------
+    path : Path
+    """
 
-    return header, rows()
+    def __init__(self, path: Path) -> None:
+        self._path, self._number = path, 0
+        self._connection = _connect(path, write=False)
+        with _explained(path):
+            _check_schema(self._connection, path)
+            self.header, self._checksum = _read_header(self._connection, path)
+
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """Yield the rows that were written since the last call, and their numbers."""
+        found = _read_rows(self._connection, self._path, self._checksum, self._number)
+        for number, row, checksum in found:
+            self._number, self._checksum = number, checksum
+            yield number, row
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+
+def read_journal(path: Path) -> tuple[dict[str, Any], list[tuple[int, Row]]]:
+    """Return the header of a journal, and its rows with their numbers."""
+    with contextlib.closing(JournalReader(path)) as reader:
+        return reader.header, list(reader.rows())
 
 
 def lock_name(path: Path) -> Path:
@@ -328,11 +346,12 @@ _TYPES = (int, int, str, int, float | None, float | None, float, bytes, str, int
 
 
 def _read_rows(
-    connection: sqlite3.Connection, path: Path, checksum: int
+    connection: sqlite3.Connection, path: Path, checksum: int, after: int = 0
 ) -> Iterator[tuple[int, Row, int]]:
     with _explained(path):
-        expected = 1
-        for values in connection.execute(f"SELECT {_COLUMNS} FROM evaluation ORDER BY id"):
+        expected = after + 1
+        query = f"SELECT {_COLUMNS} FROM evaluation WHERE id > ? ORDER BY id"
+        for values in connection.execute(query, (after,)):
             if not all(map(isinstance, values, _TYPES)):
                 raise errors.damaged_journal(path, f"row {expected}")
             number, step, kind, queries, loss, rate, *rest, found = values

@@ -1,4 +1,4 @@
-"""The command line: ``zomopi run``, ``race``, ``info``, ``methods`` and ``problems``."""
+"""The command line: ``zomopi run``, ``race``, ``show``, ``tail``, and what there is to list."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import _arrays, catalog, errors, problems
+from ._journal_cli import show_command, tail_command
 from ._progress import format_loss
 from ._race_cli import race_command
 from .method import leaves_of
@@ -90,6 +91,8 @@ def run(
 
 
 app.command("race")(race_command)
+app.command("show")(show_command)
+app.command("tail")(tail_command)
 
 
 @app.command()

@@ -190,9 +190,8 @@ def replay(
     config = as_journal(journal)
     assert config is not None
     own = _Given(x0, method, seed, bounds, project)
-    header, recorded = read_journal(config._file)
+    header, rows = read_journal(config._file)
     saved = _Saved(config._file, header, own, exact)
-    rows = list(recorded)
     if step is not None and not 0 <= step <= sum(row.kind == "" for _, row in rows):
         raise errors.not_a_number("step", step, "that of a recorded step")
     driver: Run | Optimizer

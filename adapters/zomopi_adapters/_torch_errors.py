@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from zomopi_core.errors import JournalError
+
 
 def wrong_loss(value: object) -> Exception:
     """Explain that a closure returned something else than a number."""
@@ -142,3 +144,27 @@ def wrong_checkpoint(detail: str) -> ValueError:
 def nonfinite_parameter(name: str) -> ValueError:
     """Explain that a parameter holds NaN or infinity."""
     return ValueError(f"{name} holds NaN or infinity; start from finite numbers")
+
+
+def wrong_journal(detail: str) -> JournalError:
+    """Explain that a journal is that of another optimizer."""
+    return JournalError(
+        f"the journal does not belong to this optimizer: {detail}; make it with the same options "
+        "for the same model"
+    )
+
+
+def journal_needs_inputs(detail: str) -> ValueError:
+    """Explain that losses alone do not determine the run."""
+    return ValueError(
+        f"a journal holds losses, and this run also depends on the model's inputs: {detail}; "
+        "leave journal out and save state_dict() of model and optimizer"
+    )
+
+
+def snapshots_of_model() -> ValueError:
+    """Explain that checkpoints belong to the owner of the model."""
+    return ValueError(
+        "snapshot_steps has no use here: save state_dict() of model and optimizer, and resume "
+        "takes the steps behind them"
+    )

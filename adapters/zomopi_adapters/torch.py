@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,11 +15,13 @@ try:
 except ImportError as error:  # pragma: no cover - shown in an environment without Torch
     raise missing_extra("torch", "torch") from error
 
+import numpy as np
 from torch import Tensor, nn
 
 from zomopi_core import _arrays
 from zomopi_core._checks import check_count, check_name
 from zomopi_core.estimator import _HEADROOM, FiniteDifference, Weighted
+from zomopi_core.journal import Journal, as_journal
 from zomopi_core.losses import join_losses
 from zomopi_core.method import Method
 from zomopi_core.rule import advance_all
@@ -33,6 +36,7 @@ from ._torch_activation import ActivationBasis
 from ._torch_binding import Choice, overlay_places
 from ._torch_evaluate import Closure, Evaluator, mean_of_finite
 from ._torch_groups import Carrier, default_groups
+from ._torch_journal import StepJournal, replay_step
 from ._torch_layers import HANDLERS, low_rank
 from ._torch_leaf import Leaf, Source
 from ._torch_overlay import NotBatchableError, Overlaid, OverlaidForward, Overlay
@@ -97,6 +101,10 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
     reference : {"device", "host"}, optional
         Where the copy of 16-bit weights is kept that makes their restoration exact in place; by
         default on their device if memory is left there.
+    journal : str, path or Journal, optional
+        File in which each step is recorded before the weights move, so that `resume` brings a
+        model from its start to where it was. Not for models whose forward passes leave traces in
+        the run, such as statistics of batch normalisation.
     **options
         Options of the method: for ``"zo-mopi"`` `rank`, `spectral_rank`, `probes`, `smoothing`,
         `momentum`, `refresh_every`, `refresh`, `difference`, `weight_decay`, `side` and
@@ -144,6 +152,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         generators: Sequence[Any] = (),
         on_failure: str = "skip",
         reference: str | None = None,
+        journal: str | os.PathLike[str] | Journal | None = None,
         **options: Any,
     ) -> None:
         check_name("binding", binding, ("auto", "in_place", "overlay"))
@@ -188,6 +197,10 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         ):
             raise errors.batched_needs_overlay(others)
         self._wrap_model()
+        self._known: Any = None
+        self._journal: StepJournal | None = None
+        if (config := as_journal(journal)) is not None:
+            self._journal = StepJournal.begin(config, self)
         log.info("%s", self.describe())
 
     # Groups and leaves
@@ -399,6 +412,8 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                     raise NonFiniteLossError(f"losses of step {self._step}: {losses}")
                 moved = self._advance(run, self._estimator.differences(joined))
                 with uninterrupted():
+                    if self._journal is not None:
+                        self._journal.record(self, joined)
                     self._accept(run, *moved)
         except BaseException:
             run.back()
@@ -438,7 +453,56 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             with own_arithmetic(run.kinds):
                 self._warn_of_invisible_probes(run)
 
+    def _take_recorded(self, losses: Tensor) -> None:
+        """Take a step whose losses are known; weights move through all its points."""
+        known = iter(losses.tolist() if isinstance(losses, np.ndarray) else losses)
+        self._known = losses if self.batched else None
+        try:
+            self.step(lambda: next(known))
+        except StopIteration:
+            raise errors.wrong_journal("a step has too few losses") from None
+        finally:
+            self._known = None
+
+    def resume(self, journal: str | os.PathLike[str] | Journal, *, exact: bool = True) -> None:
+        """Take the steps of a journal, without calling the model, and go on recording there.
+
+        The model and this optimizer must be as they were when the run began, or as they were at a
+        later step, by `load_state_dict` of both.
+
+        Parameters
+        ----------
+        journal : str, path or Journal
+        exact : bool
+            As in `zomopi_core.resume`.
+
+        Raises
+        ------
+        JournalError
+            If the journal cannot be used, or belongs to another model or optimizer.
+        """
+        config = as_journal(journal)
+        assert config is not None
+        if self._journal is not None:
+            raise errors.wrong_journal("it has one of its own")
+        opened, rows = StepJournal.resume(config, self, exact)
+        try:
+            for row in rows:
+                replay_step(self, row)
+        except BaseException:
+            opened.close()
+            raise
+        self._journal = opened
+
+    def close(self) -> None:
+        """Close the journal, if there is one; further steps are not recorded."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
     def _losses(self, run: Evaluator) -> list[Any]:
+        if self._known is not None:  # of points that leave the weights alone
+            return list(self._known)
         if self.batched:
             try:
                 losses = run.batched(self.chunk)
