@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from zomopi_core.line_search import LineModel, Parabola, is_clear, line_minimum
+from zomopi_core.line_search import LineModel, MeanParabola, Parabola, is_clear, line_minimum
 
 NAN, INF = math.nan, math.inf
 FINE = [0.0, 0.5, 1.0, 2.0]
@@ -200,3 +200,33 @@ class TestLineModel:
         weight = 0.6 * (1 / 16) ** 4
         expected = far.parabola.normal[0] * weight + sum(a * a for a in self.STEPS)
         assert near.parabola.normal[0] == pytest.approx(expected, rel=1e-9)
+
+
+class TestMeanParabola:
+    def test_of_one_line_is_its_minimiser(self):
+        assert MeanParabola().add(2.0, 5.0).minimum == pytest.approx(0.4)
+
+    def test_slopes_that_disagree_cancel(self):
+        fit = MeanParabola()
+        for slope in (3.0, -1.0, 2.0, 0.0):
+            fit = fit.add(slope, 4.0)
+        assert fit.minimum == pytest.approx(0.25)
+
+    @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+    def test_never_less_than_a_sixteenth_of_one_sample(self, scale):
+        fit = MeanParabola()
+        for slope in (-3.0, 1.0, -2.0):
+            fit = fit.add(slope / scale, 4.0 / scale**2)
+        assert fit.minimum == pytest.approx(scale * math.sqrt(14 / 3) / 4 / 16)
+
+    def test_recent_lines_count_most(self):
+        fit = MeanParabola()
+        for _ in range(50):
+            fit = fit.add(1.0, 1.0)
+        for _ in range(50):
+            fit = fit.add(0.1, 1.0)
+        assert fit.minimum == pytest.approx(0.1, rel=0.05)
+
+    def test_without_curvature(self):
+        assert MeanParabola().add(1.0, -1.0).minimum == math.inf
+        assert MeanParabola().add(-1.0, 0.0).minimum == 0.0

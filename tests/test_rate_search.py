@@ -163,3 +163,44 @@ class TestPauses:
     @pytest.mark.parametrize(("evaluations", "pause"), [(2, 40), (4, 20), (8, 10), (100, 10)])
     def test_eighty_evaluations_at_least(self, evaluations, pause):
         assert replace(LATER, evaluations=evaluations).rested().next_search == 1000 + pause
+
+
+class TestSamples:
+    """Parabolas with one curvature, whose slope at the iterate is another each time."""
+
+    SLOPES = (-30.0, 50.0, -20.0, 40.0)  # their mean is 10, their root mean square 36.7
+
+    @staticmethod
+    def sample(slope, curvature=2.0):
+        return lambda a: -slope * a + 0.5 * curvature * a * a
+
+    def tell(self, search, slope):
+        scales, fun = search.scales(QUIET), self.sample(slope)
+        return search.told(scales, [fun(a) for a in scales], QUIET, sampled=True)
+
+    @pytest.mark.parametrize("slope", [-30.0, 30.0])
+    @pytest.mark.parametrize("start", [1e-4, 1.0])
+    def test_first_line_is_over_where_the_curvature_shows(self, slope, start):
+        search = replace(NEW, alpha=start)
+        while not search.found:
+            search = self.tell(search, slope).passed()
+        expected = 15.0 if slope > 0 else 15.0 / 16
+        assert search.alpha == pytest.approx(expected)
+
+    def test_without_it_a_line_that_rises_is_believed(self):
+        search = NEW
+        for _ in range(5):
+            scales = search.scales(QUIET)
+            search = search.told(scales, [self.sample(-30.0)(a) for a in scales], QUIET).passed()
+        assert search.alpha < 1e-4
+
+    def test_later_lines_are_averaged(self):
+        search = LATER
+        for i in range(40):
+            search = self.tell(search, self.SLOPES[i % 4])
+            search = replace(search, steps=search.next_search)
+        assert 4.0 < search.alpha < 7.0  # 10 / 2, or so
+
+    def test_searches_are_frequent(self):
+        search = replace(LATER, memory=100.0)
+        assert self.tell(search, 10.0).next_search == search.steps + 11

@@ -50,15 +50,38 @@ class TestUsual:
     def test_largest_change_while_nothing_moves(self):
         descent = Descent()
         for value in (5.0, 8.0, 7.0):
-            descent = descent.seen(value, moves=False)
+            descent = descent.seen(value, QUIET, moves=False)
         assert (descent.last, descent.usual) == (7.0, 3.0)
 
     def test_average_of_later_changes(self):
-        descent = Descent(last=7.0, usual=3.0).seen(6.0, moves=True)
+        descent = Descent(last=7.0, usual=3.0).seen(6.0, QUIET, moves=True)
         assert (descent.last, descent.usual) == (6.0, 2.0)
 
     def test_first_value_is_no_change(self):
-        assert Descent().seen(1e9, moves=True).usual == 0.0
+        assert Descent().seen(1e9, QUIET, moves=True).usual == 0.0
+
+
+class TestSamples:
+    """F differs from step to step where nothing moves: each step sees another sample of data."""
+
+    def test_seen_at_the_start(self):
+        start = Descent().from_start(5.0)
+        assert start.seen(5.1, QUIET, moves=False).sampled
+        assert not start.seen(5.0, QUIET, moves=False).sampled
+
+    def test_noise_rounding_and_motion_are_none(self):
+        start = Descent().from_start(5.0)
+        assert not start.seen(6.9, Noise(level=0.1), moves=False).sampled
+        assert not start.seen(5.0 + 1e-6, QUIET, moves=False).sampled
+        assert not start.seen(7.0, QUIET, moves=True).sampled
+        assert not Descent().seen(7.0, QUIET, moves=False).sampled
+
+    def test_what_samples_differ_by_is_remembered(self):
+        descent = Descent(last=7.0, usual=3.0, sampled=True)
+        for _ in range(5):
+            descent = descent.seen(7.0, QUIET, moves=True)
+        assert descent.usual == pytest.approx(3.0 * 0.9**5)
+        assert descent.seen(12.0, QUIET, moves=True).usual == 5.0
 
 
 class TestLowest:
@@ -79,4 +102,4 @@ class TestFailures:
         assert not descent.lost
         assert descent.failed(lost=True).lost
         assert descent.failed(lost=False).failures == 0
-        assert descent.seen(1.0, moves=True).failures == 0
+        assert descent.seen(1.0, QUIET, moves=True).failures == 0

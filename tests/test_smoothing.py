@@ -22,6 +22,10 @@ def settle(smoothing, noise, spread, losses=LOSSES, start=0.0):
     return smoothing.settle(noise, spread / smoothing.width, losses, start)
 
 
+def begun(method, params):
+    return start_smoothing(method.finite_difference, method.rules_of(params))
+
+
 class TestStart:
     @pytest.mark.parametrize(
         ("scale", "smallest", "largest"), [(0.0, 0.25, 0.5), (1.0, 1.0, 5.0), (1e6, 1e6, 5e6)]
@@ -30,7 +34,7 @@ class TestStart:
         """The size of an array is its root mean square, or 1 / sqrt(n) if that is larger."""
         method = tuned_method("zo-mopi", "auto", "auto", "auto")
         params = {"a": np.full((8, 16), scale), "b": np.full((4, 4), -5 * scale)}
-        smoothing = start_smoothing(method, params)
+        smoothing = begun(method, params)
         assert smoothing.tuned
         assert not smoothing.settled
         assert smoothing.width == smoothing.first == pytest.approx(1e-3 * smallest)
@@ -39,19 +43,19 @@ class TestStart:
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_least_is_that_of_the_dtype(self, dtype):
         method = tuned_method("zo-mopi", "auto", "auto", "auto")
-        smoothing = start_smoothing(method, np.full((8, 6), 2.0, dtype))
+        smoothing = begun(method, np.full((8, 6), 2.0, dtype))
         assert smoothing.least == pytest.approx(16 * float(np.finfo(dtype).eps) * 2.0)
 
     def test_given(self):
-        smoothing = start_smoothing(zo.zo_mopi(smoothing=0.25), np.zeros((8, 6)))
+        smoothing = begun(zo.zo_mopi(smoothing=0.25), np.zeros((8, 6)))
         assert (smoothing.tuned, smoothing.settled, smoothing.width) == (False, True, 0.25)
 
     def test_bounds_grow_with_the_parameters(self):
         method = tuned_method("zo-mopi", "auto", "auto", "auto")
-        small = start_smoothing(method, np.ones((8, 6)))
-        large = small.grown(method, np.full((8, 6), 1e3))
+        small = begun(method, np.ones((8, 6)))
+        large = small.grown(method.rules_of(np.full((8, 6), 1e3)))
         assert (large.least, large.most) == pytest.approx((1e3 * small.least, 1e3 * small.most))
-        assert large.grown(method, np.ones((8, 6))) == large
+        assert large.grown(method.rules_of(np.ones((8, 6)))) == large
         assert large.width == small.width
 
 

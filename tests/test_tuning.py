@@ -485,6 +485,46 @@ class TestBatches:
         assert result.history["learning_rate"][-1] > 1e-6
 
 
+class TestSamples:
+    """Another sample of data at each step, the same for all points of a step."""
+
+    @staticmethod
+    def excess(method, batch, seed, steps=400):
+        rng = np.random.default_rng(seed)
+        rows = rng.standard_normal((2000, 24))
+        target = 0.3 * np.outer(rng.standard_normal(24), rng.standard_normal(16))
+        values = rows @ target + 3.0 * rng.standard_normal((2000, 16))
+
+        def loss(x, chosen=slice(None)):
+            return float(np.mean((rows[chosen] @ x - values[chosen]) ** 2))
+
+        optimizer = zo.Optimizer(np.zeros((24, 16)), method=method, seed=seed)
+        for _ in range(steps):
+            chosen = rng.integers(0, len(rows), batch)
+            optimizer.tell([loss(x, chosen) for x in optimizer.ask()])
+        least = loss(np.linalg.lstsq(rows, values)[0])
+        excess = (loss(optimizer.x) - least) / (loss(np.zeros((24, 16))) - least)
+        return excess, optimizer
+
+    # The best of the rates 0.003, 0.01, 0.03 and 0.1, falling to zero, left 0.78 and 0.66 on
+    # average over three seeds. Where each line was believed, the rate fell below 1e-5 and the
+    # smaller batch left 0.98.
+    @pytest.mark.parametrize(("batch", "left"), [(8, 0.9), (64, 0.75)])
+    def test_is_as_good_as_a_search_for_the_rate(self, batch, left):
+        found = [self.excess(zo.zo_mopi(learning_rate="auto", rank=4), batch, s) for s in range(4)]
+        assert np.mean([excess for excess, _ in found]) < left
+        for _, optimizer in found:
+            assert optimizer._point.tuning.descent.sampled
+            assert optimizer.learning_rate > 1e-4
+
+    def test_a_function_that_repeats_itself_is_no_sample(self):
+        optimizer = zo.Optimizer(X0, method=zo.zo_mopi(learning_rate="auto"))
+        for _ in range(30):
+            optimizer.tell([distance(x) for x in optimizer.ask()])
+        assert optimizer._point.tuning.search.found
+        assert not optimizer._point.tuning.descent.sampled
+
+
 class TestMemory:
     @pytest.mark.parametrize(
         ("shape", "evaluations"),

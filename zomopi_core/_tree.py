@@ -16,7 +16,7 @@ import numpy as np
 from . import _arrays
 from ._safetensors import Stored
 from .adaptive_rank import Spectrum
-from .line_search import LineModel, Parabola
+from .line_search import LineModel, MeanParabola, Parabola
 from .method import State
 from .momentum import Moments
 from .noise import Noise
@@ -28,7 +28,7 @@ from .smoothing import Smoothing
 from .tuning import Tuning
 from .update import Change
 
-_OF_TUNING = (Tuning, Noise, Smoothing, RateSearch, LineModel, Parabola, Descent)
+_OF_TUNING = (Tuning, Noise, Smoothing, RateSearch, LineModel, Parabola, MeanParabola, Descent)
 _CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (Point, Snapshot, State, LeafState, Change, Moments, Spectrum, *_OF_TUNING)

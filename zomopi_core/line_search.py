@@ -12,12 +12,15 @@ import numpy as np
 _CLEAR = 20.0
 # What a fit keeps of the searches before: the slope falls as the run goes on.
 _KEPT = 0.6
+# Searches on samples of data over which slopes are averaged.
+_SAMPLES = 8.0
 # Where F is noisy, it is searched as far out as it takes for the parabola to rise by several noise
 # levels, within a factor.
 _VISIBLE = 8.0
 _FAR = 16.0
 # Range of a search's values over the noise that is more than chance; the least minimiser, as a
-# part of the distance searched.
+# part of the distance searched, or of what one sample asks for: so a few that disagree do not end
+# all motion.
 _SEEN = 6.0
 _LEAST_PART = 0.0625
 
@@ -122,6 +125,44 @@ class Parabola(NamedTuple):
         if not determinant > 1e-12 * aa * bb:
             return 0.0, 0.0
         return (ya * bb - yb * ab) / determinant, (yb * aa - ya * ab) / determinant
+
+
+class MeanParabola(NamedTuple):
+    """``-s a + h a^2 / 2`` averaged over lines along which each time another sample is seen.
+
+    Attributes
+    ----------
+    lines : int
+        Lines so far.
+    slope, curvature : float
+        Means of s and h, over the last lines if there are many.
+    size : float
+        Root mean square of s.
+    """
+
+    lines: int = 0
+    slope: float = 0.0
+    size: float = 0.0
+    curvature: float = 0.0
+
+    def add(self, slope: float, curvature: float) -> MeanParabola:
+        """Return the averages with another line."""
+        lines = self.lines + 1
+        pace = 1.0 / min(lines, _SAMPLES)
+        return MeanParabola(
+            lines,
+            self.slope + pace * (slope - self.slope),
+            math.hypot(math.sqrt(1.0 - pace) * self.size, math.sqrt(pace) * slope),
+            self.curvature + pace * (curvature - self.curvature),
+        )
+
+    @property
+    def minimum(self) -> float:
+        """The minimiser, not below a part of what a single sample asks for; may be infinite."""
+        least = _LEAST_PART * self.size
+        if not self.curvature > 0:
+            return math.inf if self.slope > 0 else 0.0
+        return max(self.slope, least) / self.curvature
 
 
 class LineModel(NamedTuple):

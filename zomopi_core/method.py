@@ -19,7 +19,7 @@ from ._arrays import Array
 from ._checks import as_python, check_count
 from .estimator import _HEADROOM, FiniteDifference, Weighted
 from .losses import stack_losses
-from .rule import LeafState, Probe, Rule, advance_all
+from .rule import LeafState, Leaves, Probe, Rule, advance_all
 from .sampling import Randomness, Sampler
 from .update import Change
 
@@ -191,6 +191,10 @@ class Method:
     def rule(self, ndim: int) -> Rule:
         """Return the rule for arrays with `ndim` axes."""
         return self.matrices if ndim >= 2 else self.vectors
+
+    def rules_of(self, params: Array | Mapping[str, Array]) -> Leaves:
+        """Return the parameter arrays, each with its rule."""
+        return [(self.rule(x.ndim), x) for x in leaves_of(params)]
 
     def init(self, params: Array | Mapping[str, Array], seed: int | Sampler = 0) -> State:
         """Return the state before the first step.

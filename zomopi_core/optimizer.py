@@ -511,7 +511,7 @@ class Optimizer:
         count = len(asked.estimator.evaluations)
         host = _arrays.to_host(losses).tolist()
         c = _arrays.to_host(coefficients)
-        return tuning.grown(self.method, self._point.params).told(
+        return tuning.grown(self.method.rules_of(self._point.params)).told(
             (c if c.ndim == 1 else c[0]).tolist(),
             host[:count],
             host[count:],

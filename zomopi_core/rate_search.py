@@ -8,6 +8,10 @@ the distance that is left, and does not depend on the scale of F or on a constan
 
 Until the first minimum is found, on a grid of powers of four, nothing moves, and the estimates at
 the start are averaged.
+
+Where each step sees another sample of data, a sample's slope along a line may be anything, also
+upwards, and says little. Slopes and curvatures are then averaged over several searches, which are
+made more often, and the first one is over where the curvature shows.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from .line_search import LineModel, line_minimum
+from .line_search import LineModel, MeanParabola, Parabola, line_minimum
 from .noise import Noise
 from .smoothing import Geometry, Smoothing
 
@@ -68,6 +72,8 @@ class RateSearch:
         Length of a probe, in units of the direction's.
     model : LineModel
         Of the later searches.
+    mean : MeanParabola or None
+        Of lines on samples of data, where each step sees another one.
     steps : int
         Steps that made an estimate.
     next_search : int
@@ -85,6 +91,7 @@ class RateSearch:
     shrunk: bool = False
     probe: float = math.inf
     model: LineModel = field(default_factory=LineModel)
+    mean: MeanParabola | None = None
     steps: int = 0
     next_search: int = 1
 
@@ -152,7 +159,14 @@ class RateSearch:
         """Tell whether these points are enough to find a minimum."""
         return len(set(scales) if self.found else scales) >= _FEWEST
 
-    def told(self, scales: Sequence[float], losses: Sequence[float], noise: Noise) -> RateSearch:
+    def told(
+        self,
+        scales: Sequence[float],
+        losses: Sequence[float],
+        noise: Noise,
+        *,
+        sampled: bool = False,
+    ) -> RateSearch:
         """Return the search after a line.
 
         Parameters
@@ -161,9 +175,13 @@ class RateSearch:
             Steps in rising order, of which the first is 0.0, and F there; its value at 0.0, or one
             of several, is finite.
         noise : Noise
+        sampled : bool
+            Whether each step sees another sample of data.
         """
         if not self.can_tell(scales):
             return self.postponed()
+        if sampled and self.mean is None:
+            return replace(self, mean=MeanParabola()).told(scales, losses, noise)
         find = self._later_minimum if self.found else self._first_minimum
         return find(scales, losses, noise)
 
@@ -176,7 +194,10 @@ class RateSearch:
         if not ahead:
             return self._nearer()
         tolerance = 2.0 * math.sqrt(2.0) * noise.level
-        lowest, last = min(x for _, x in ahead), self.rounds + 1 == _MOST_ROUNDS
+        last = self.rounds + 1 == _MOST_ROUNDS
+        if self.mean is not None and len(tried) == len(scales):
+            return self._first_on_samples(self.mean, tried, tolerance, noise)
+        lowest = min(x for _, x in ahead)
         risen = ahead[-1][1] > lowest + tolerance or not math.isfinite(losses[-1])
         if lowest < base - tolerance:
             minimum = line_minimum(scales, losses)
@@ -191,6 +212,20 @@ class RateSearch:
             enough = risen or self.shrunk or last
             return self._at(hidden[-1], noise) if enough else self._farther()
         return self._at(scales[1] / 8.0, noise) if last else self._nearer()
+
+    def _first_on_samples(
+        self, mean: MeanParabola, tried: list[tuple[float, float]], tolerance: float, noise: Noise
+    ) -> RateSearch:
+        """Return the search after a grid along which F goes up or down by chance."""
+        slope, curvature = Parabola().add([s for s, _ in tried], [x for _, x in tried]).solve()
+        farthest = tried[-1][0]
+        bend = 0.5 * curvature * farthest**2
+        if bend > max(tolerance, 0.5 * abs(slope) * farthest):
+            mean = mean.add(slope, curvature)
+            return replace(self, mean=mean)._at(mean.minimum, noise)
+        if self.rounds + 1 == _MOST_ROUNDS:
+            return self._at(tried[1][0], noise)
+        return self._farther()
 
     def _farther(self) -> RateSearch:
         return self._next_grid(_COARSE[-1])
@@ -209,10 +244,16 @@ class RateSearch:
     def _later_minimum(
         self, scales: Sequence[float], losses: Sequence[float], noise: Noise
     ) -> RateSearch:
-        model, minimum = self.model.minimum(scales, losses, self.alpha, noise.level)
+        model, mean = self.model, self.mean
+        if mean is None:
+            model, minimum = model.minimum(scales, losses, self.alpha, noise.level)
+        else:
+            mean = mean.add(*Parabola().add(scales, losses).solve())
+            minimum = mean.minimum
         # As far down as up: what single searches get wrong has no drift.
         minimum = min(max(minimum, self.alpha / _CHANGE), _CHANGE * self.alpha)
-        new = replace(self, model=model)._with_alpha(math.sqrt(self.alpha * minimum), noise)
+        alpha = math.sqrt(self.alpha * minimum)
+        new = replace(self, model=model, mean=mean)._with_alpha(alpha, noise)
         return new.postponed(1 + min(max(1, self.steps), self._interval))
 
     def _with_alpha(self, alpha: float, noise: Noise) -> RateSearch:
@@ -222,7 +263,8 @@ class RateSearch:
     @property
     def _interval(self) -> int:
         """Steps from search to search, once the momentum is full."""
-        return max(1, round(max(self.memory, _BETWEEN / self.evaluations)))
+        memory = self.memory if self.mean is None else 0.0
+        return max(1, round(max(memory, _BETWEEN / self.evaluations)))
 
     @property
     def _age(self) -> float:

@@ -18,6 +18,10 @@ _CHANCE = 6.0
 _JUMP = 4.0
 # Failures at the iterate, one step after the other, that say it has left the domain of F.
 _LOST = 4
+# F differs between steps at one point by so many noise levels, or such a part of it, if each step
+# sees another sample of data; how much of their largest difference is kept from search to search.
+_OTHER_SAMPLE = (20.0, 1e-6)
+_KEPT = 0.9
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Descent:
     usual : float
         Its change from one to the next; it holds what batches of data, drawn anew at each step, do
         to F.
+    sampled : bool
+        Whether each step sees another sample of data: F has changed where nothing moved.
     failures : int
         Of F at the iterate, and most probes, in a row.
     """
@@ -43,6 +49,7 @@ class Descent:
     lowest: float = math.inf
     last: float = math.nan
     usual: float = 0.0
+    sampled: bool = False
     failures: int = 0
 
     @property
@@ -74,12 +81,24 @@ class Descent:
         lowest = value if math.isfinite(value) else math.inf
         return replace(self, first=value, lowest=lowest)
 
-    def seen(self, value: float, *, moves: bool) -> Descent:
+    def seen(self, value: float, noise: Noise, *, moves: bool) -> Descent:
         """Return the descent with a value at an iterate, and whether iterates move by now."""
         change = abs(value - self.last) if math.isfinite(self.last) else 0.0
-        # Before they move all changes are accidents.
-        usual = 0.5 * (change + self.usual) if moves else max(change, self.usual)
-        return replace(self, last=value, usual=usual, failures=0)
+        sampled = self.sampled or (not moves and self._is_another_sample(value, noise))
+        if not moves:  # all changes are accidents
+            usual = max(change, self.usual)
+        elif sampled:
+            usual = max(change, _KEPT * self.usual)
+        else:
+            usual = 0.5 * (change + self.usual)
+        return replace(self, last=value, usual=usual, sampled=sampled, failures=0)
+
+    def _is_another_sample(self, value: float, noise: Noise) -> bool:
+        """Tell whether F has changed since the start, where the iterate still is."""
+        if not math.isfinite(self.first):
+            return False
+        levels, part = _OTHER_SAMPLE
+        return abs(value - self.first) > max(levels * noise.level, part * abs(self.first))
 
     def lowered(self, value: float) -> Descent:
         """Return the descent with a value that may be the lowest."""

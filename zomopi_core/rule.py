@@ -187,6 +187,10 @@ class Rule:
         return LeafState(state.frame, momentum, moments, right, unit), change
 
 
+#: parameters, each with the rule that a method has for it
+Leaves = Sequence[tuple[Rule, Array]]
+
+
 def advance_all(
     rules: Sequence[Rule],
     states: Sequence[LeafState],

@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from . import _arrays
-from .method import Method, leaves_of
+from .estimator import FiniteDifference
 from .noise import Noise
+from .rule import Leaves
 from .update import root_mean_square, typical_size
 
 # The smoothing at the start, its least value in units in the last place, and its largest, over
@@ -86,12 +87,12 @@ class Smoothing:
     steepest: float = 0.0
     spread: float = 0.0
 
-    def grown(self, method: Method, params: Any) -> Smoothing:
+    def grown(self, leaves: Leaves) -> Smoothing:
         """Return the smoothing with bounds that follow parameters as they grow.
 
         Else a probe would be lost in the rounding of what has moved far from where it began.
         """
-        _, least, most = _sizes(method, params)
+        _, least, most = _sizes(leaves)
         return replace(self, least=max(least, self.least), most=max(most, self.most))
 
     def settle(
@@ -174,10 +175,9 @@ class Smoothing:
         return replace(self, width=min(max(wanted, self.least), self.most))
 
 
-def start_smoothing(method: Method, params: Any) -> Smoothing:
-    """Return the smoothing of a run from `params`."""
-    estimator = method.finite_difference
-    smallest, least, most = _sizes(method, params)
+def start_smoothing(estimator: FiniteDifference, leaves: Leaves) -> Smoothing:
+    """Return the smoothing of a run that starts from these leaves."""
+    smallest, least, most = _sizes(leaves)
     width = max(_START * smallest, least) if estimator.tuned else estimator.width
     return Smoothing(
         tuned=estimator.tuned,
@@ -190,12 +190,9 @@ def start_smoothing(method: Method, params: Any) -> Smoothing:
     )
 
 
-def _sizes(method: Method, params: Any) -> tuple[float, float, float]:
+def _sizes(leaves: Leaves) -> tuple[float, float, float]:
     """Return the smallest of the parameters' sizes, and the bounds of the smoothing."""
-    sizes = [
-        (float(typical_size(x, method.rule(x.ndim).subspace.columns(x.shape))), x)
-        for x in leaves_of(params)
-    ]
+    sizes = [(float(typical_size(x, rule.subspace.columns(x.shape))), x) for rule, x in leaves]
     least = max(_LEAST * _arrays.epsilon(x) * float(root_mean_square(x)) for _, x in sizes)
     least = max(least, _TINY * min(size for size, _ in sizes))
     return min(size for size, _ in sizes), least, _MOST * max(size for size, _ in sizes)

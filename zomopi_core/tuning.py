@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from . import _arrays, errors
-from .method import Method, leaves_of
-from .momentum import ExponentialAverage
+from .estimator import FiniteDifference
+from .method import Method
+from .momentum import ExponentialAverage, Momentum
 from .noise import LINE_POINTS, Noise
 from .rate_search import RateSearch
 from .retreat import Descent
+from .rule import Leaves
 from .smoothing import Geometry, Smoothing, start_smoothing
 
 # The longest step, as a part of the largest number of the parameters' dtype, and the longest
@@ -116,9 +118,9 @@ class Tuning:
             smoothing=replace(self.smoothing, settled=True),
         )
 
-    def grown(self, method: Method, params: Any) -> Tuning:
+    def grown(self, leaves: Leaves) -> Tuning:
         """Return the tuning with bounds of the smoothing that follow parameters as they grow."""
-        return replace(self, smoothing=self.smoothing.grown(method, params))
+        return replace(self, smoothing=self.smoothing.grown(leaves))
 
     def postponed(self) -> Tuning:
         """Return the tuning with the next line search a step later."""
@@ -199,13 +201,14 @@ class Tuning:
         value, search = sum(line.here) / len(line.here), self.search
         risen = search.found and self.descent.has_risen(value, line.lowest, self.noise)
         best = not search.found or self.descent.is_best(value, self.noise)
-        level, descent = self.noise, self.descent.seen(value, moves=search.found)
+        level, descent = self.noise, self.descent.seen(value, self.noise, moves=search.found)
         if len(line.here) > 1:
             level = level.with_repetition(*line.here[:2])
         new = replace(self, noise=level, descent=descent)
         if risen:
             return replace(new, search=search.retreated()), _RETREAT
-        new = replace(new, search=search.told(line.scales, line.losses, level))
+        told = search.told(line.scales, line.losses, level, sampled=descent.sampled)
+        new = replace(new, search=told)
         if search.found and not search.can_tell(line.scales):
             return new, USABLE
         return replace(new, descent=descent.lowered(value)), Verdict(True, False, best)
@@ -244,20 +247,11 @@ def _line(scales: Sequence[float], values: Sequence[float], losses: Sequence[flo
 
 
 def fit_memory(method: Method, params: Any) -> Method:
-    """Return the method with a momentum whose memory suits the number of its unknowns.
-
-    A longer memory shows more of the spectrum, and turns more slowly: on the problems of
-    `zomopi_core.problems` with 64 to 4,096 unknowns, one evaluation for 24 unknowns was best.
-    """
-    momentum = method.matrices.momentum
-    if not isinstance(momentum, ExponentialAverage) or not momentum.fitted:
+    """Return the method with a momentum whose memory suits the number of its unknowns."""
+    before, per_step = method.matrices.momentum, method.evaluations_per_step
+    momentum = fitted_average(before, count_unknowns(method.rules_of(params)), per_step)
+    if momentum is before:
         return method
-    shapes = [method.rule(x.ndim).subspace.coordinate_shape(x.shape) for x in leaves_of(params)]
-    unknowns = sum(math.prod(shape) for shape in shapes)
-    shortest, longest = _MEMORY
-    evaluations = min(max(unknowns / _UNKNOWNS, shortest), longest)
-    beta = max(0.0, 1.0 - method.evaluations_per_step / evaluations)
-    momentum = replace(momentum, beta=beta, fitted=False)
     return replace(
         method,
         matrices=replace(method.matrices, momentum=momentum),
@@ -265,26 +259,47 @@ def fit_memory(method: Method, params: Any) -> Method:
     )
 
 
+def count_unknowns(leaves: Leaves) -> int:
+    """Return the number of coordinates of all leaves together."""
+    return sum(math.prod(rule.subspace.coordinate_shape(x.shape)) for rule, x in leaves)
+
+
+def fitted_average(momentum: Momentum, unknowns: int, per_step: int) -> Momentum:
+    """Return a momentum with the memory for so many unknowns, if it may be chosen.
+
+    A longer memory shows more of the spectrum, and turns more slowly: on the problems of
+    `zomopi_core.problems` with 64 to 4,096 unknowns, one evaluation for 24 unknowns was best.
+    """
+    if not isinstance(momentum, ExponentialAverage) or not momentum.fitted:
+        return momentum
+    shortest, longest = _MEMORY
+    evaluations = min(max(unknowns / _UNKNOWNS, shortest), longest)
+    beta = max(0.0, 1.0 - per_step / evaluations)
+    return replace(momentum, beta=beta, fitted=False)
+
+
 def start_tuning(method: Method, params: Any) -> Tuning | None:
     """Return the tuning of a run from `params`, None if there is nothing to tune."""
-    estimator = method.estimator
-    if estimator is None:
+    if method.estimator is None:
         for rule in (method.matrices, method.vectors):
             if rule.update.tuned:
                 raise errors.needs_learning_rate(rule.update.name)
         return None
-    leaves = leaves_of(params)
-    rules = [method.rule(x.ndim) for x in leaves]
-    tunes_rate = any(rule.update.tuned for rule in rules)
+    return tuning_of(method.estimator, method.rules_of(params))
+
+
+def tuning_of(estimator: FiniteDifference, leaves: Leaves) -> Tuning | None:
+    """Return the tuning of a run from these leaves, None if there is nothing to tune."""
+    tunes_rate = any(rule.update.tuned for rule, _ in leaves)
     if not tunes_rate and not estimator.tuned:
         return None
     search = RateSearch(
         tuned=tunes_rate,
-        memory=max(rule.momentum.memory for rule in rules),
+        memory=max(rule.momentum.memory for rule, _ in leaves),
         evaluations=len(estimator.evaluations),
-        longest=min(_FITTED, *(_LONGEST * _arrays.largest_number(x) for x in leaves)),
+        longest=min(_FITTED, *(_LONGEST * _arrays.largest_number(x) for _, x in leaves)),
     )
-    return Tuning(Noise(), start_smoothing(method, params), search)
+    return Tuning(Noise(), start_smoothing(estimator, leaves), search)
 
 
 def _root_mean_square(values: Sequence[float]) -> float:
