@@ -159,6 +159,7 @@ class TestLineModel:
         model, minimum = LineModel().minimum(self.STEPS, losses, 1.0, 0.01)
         assert minimum == line_minimum(self.STEPS, losses)
         assert model.parabola.solve() == pytest.approx((3.0 * 0.75, 3.0), rel=1e-9)
+        assert model.reach == 0.5
 
     @pytest.mark.parametrize("noise", [0.6, 6.0])
     def test_hidden_values_are_fitted(self, noise):
@@ -191,15 +192,16 @@ class TestLineModel:
         rising = [a + 0.5 * a * a for a in self.STEPS]
         assert LineModel().minimum(self.STEPS, rising, 1.0, 1.0)[1] == 0.0625
 
-    def test_far_searches_count_less(self):
-        """What was fitted at a distance of 16 has next to no weight at 1."""
-        steps = [16.0 * a for a in self.STEPS]
-        far = LineModel(Parabola().add(steps, [parabola(40.0)(a) for a in steps]), 16.0)
+    @pytest.mark.parametrize(("before", "weight"), [(16.0, 16.0**-4), (1.0, 1.0), (0.1, 1.0)])
+    def test_searches_further_out_count_less(self, before, weight):
+        """The next one is at a distance of 1."""
+        steps = [before * a for a in self.STEPS]
+        earlier = LineModel(Parabola().add(steps, [parabola(40.0)(a) for a in steps]), before)
         losses = [parabola(0.75)(a) for a in self.STEPS]
-        near = far.minimum(self.STEPS, losses, 1.0, 0.3)[0]
-        weight = 0.6 * (1 / 16) ** 4
-        expected = far.parabola.normal[0] * weight + sum(a * a for a in self.STEPS)
-        assert near.parabola.normal[0] == pytest.approx(expected, rel=1e-9)
+        model, _ = earlier.minimum(self.STEPS, losses, 1.0, 0.3)
+        own = sum(a * a for a in self.STEPS)
+        expected = 0.6 * weight * earlier.parabola.normal[0] + own
+        assert model.parabola.normal[0] == pytest.approx(expected, rel=1e-9)
 
 
 class TestMeanParabola:

@@ -115,6 +115,9 @@ class TestNoNoise:
 
 
 class TestLine:
+    def test_points_are_equally_spaced_within_the_smoothing(self):
+        assert np.allclose(LINE_POINTS, np.arange(7) / 10, rtol=1e-12)
+
     def test_level(self):
         values = [0.3, -1.0, 0.4, -0.2, 1.1, -0.7, 0.1]
         assert len(values) == len(LINE_POINTS)

@@ -108,6 +108,71 @@ class TestFirstMinimum:
         assert search.alpha == 3.0
 
 
+class TestGrid:
+    """One grid of the first search: 0, 1 and 4. Differences up to 2.83 are noise of level 1."""
+
+    NOISE = Noise(level=1.0)
+
+    @staticmethod
+    def tell(losses, noise=NOISE, **state):
+        return replace(NEW, **state).told((0.0, 1.0, 4.0), losses, noise)
+
+    def test_falls_to_the_end(self):
+        search = self.tell((0.0, -10.0, -40.0))
+        assert (search.found, search.alpha, search.shrunk) == (False, 4.0, False)
+        assert search.rounds == 1
+
+    def test_rises_at_once(self):
+        search = self.tell((0.0, 10.0, 40.0))
+        assert (search.found, search.alpha, search.shrunk) == (False, 1 / 16, True)
+        assert search.next_search == NEW.steps + 1
+
+    def test_minimum_between(self):
+        search = self.tell((0.0, -2.9, -2.9))
+        assert (search.found, search.alpha) == (True, pytest.approx(2.5))
+        assert search.next_search == NEW.steps + 2
+
+    @pytest.mark.parametrize("losses", [(0.0, -2.7, -2.7), (0.0, 2.7, 0.0)])
+    def test_hidden(self, losses):
+        """Further out, unless the search came from there."""
+        assert self.tell(losses).alpha == 4.0
+        assert not self.tell(losses).found
+        search = self.tell(losses, shrunk=True)
+        assert (search.found, search.alpha) == (True, 4.0)
+
+    @pytest.mark.parametrize(
+        ("losses", "alpha"),
+        [((0.0, -1.0, 2.0), 4.0), ((0.0, -1.0, 3.0), 1.0), ((0.0, -1.0, math.nan), 1.0)],
+    )
+    def test_hidden_and_risen(self, losses, alpha):
+        search = self.tell(losses)
+        assert (search.found, search.alpha) == (True, alpha)
+
+    @pytest.mark.parametrize("noise", [Noise(level=1.0, random=True), Noise(1.0, grain=6.0)])
+    def test_hidden_from_a_rough_function(self, noise):
+        losses = (0.0, -1.0, -1.0)
+        search = self.tell(losses, noise, probe=3.0)
+        assert (search.found, search.alpha) == (True, 3.0)
+        assert not self.tell(losses, noise, probe=4.1).found
+        assert not self.tell(losses, probe=3.0).found  # noise of rounding is no roughness
+
+    @pytest.mark.parametrize(
+        ("losses", "alpha"),
+        [((0.0, 10.0, 40.0), 1 / 8), ((0.0, -10.0, -40.0), 8.0), ((0.0, -1.0, -1.0), 4.0)],
+    )
+    def test_last_round(self, losses, alpha):
+        search = self.tell(losses, rounds=15)
+        assert (search.found, search.alpha) == (True, alpha)
+        assert not self.tell(losses, rounds=14).found
+
+    def test_failures(self):
+        search = self.tell((0.0, math.nan, math.inf))
+        assert (search.found, search.alpha, search.shrunk) == (False, 1 / 16, True)
+
+    def test_too_few_points(self):
+        assert NEW.told((0.0, 1.0), (0.0, -1.0), QUIET) == NEW.postponed()
+
+
 class TestLaterMinimum:
     @pytest.mark.parametrize("vertex", [0.3, 1.0, 3.0])
     def test_geometric_mean_with_the_last(self, vertex):

@@ -107,10 +107,21 @@ class TestSettling:
         assert (back.settled, back.width) == (True, 0.125)
 
     def test_curvature_asks_for_less(self):
-        assert settle(START, QUIET, 1.0, [3.0, 1.5, 2.5, 2.0]).width == pytest.approx(1e-3 / 8)
-        assert settle(START, QUIET, 1.0, [3.0, 1.5, 2.5, 2.0], start=1.0).settled
-        floor = replace(START, least=START.width)
-        assert settle(floor, QUIET, 1.0, [3.0, 1.5, 2.5, 2.0]).settled
+        """The mean of these losses is 2.25 times their spread above F at 0.0."""
+        risen = [3.0, 1.5, 2.5, 2.0]
+        smaller = settle(START, QUIET, 1.0, risen)
+        assert not smaller.settled
+        assert smaller.width == smaller.first == pytest.approx(1e-3 / 8)
+        seen = replace(START, spread=1e-9)
+        assert settle(seen, Noise(level=0.19), 1.0, risen).width == smaller.width
+
+    def test_curvature_that_is_not_clear(self):
+        risen = [3.0, 1.5, 2.5, 2.0]
+        assert settle(START, QUIET, 1.0, risen, start=1.0).settled
+        assert settle(replace(START, least=START.width), QUIET, 1.0, risen).settled
+        assert settle(replace(START, spread=1e-9), Noise(level=0.21), 1.0, risen).settled
+        # where it was raised before, noise asked for it
+        assert settle(replace(START, raises=1), QUIET, 1.0, risen).settled
 
     def test_failures_alone(self):
         assert not settle(START, QUIET, 0.0, [math.nan] * 4).settled
