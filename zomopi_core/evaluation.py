@@ -66,7 +66,8 @@ class Evaluator:
         self._call: Callable[..., Any] = objective.call
         if timeout is not None and parallel is None:
             self._call = TimedCalls(objective.call, timeout)
-        self._plain = timeout is None and parallel is None and not failures.retries
+        #: whether the objective is called as it is where nothing is recorded
+        self.plain = timeout is None and parallel is None and not failures.retries
         self._allowed = 0  # evaluations that failures may cost
 
     def __call__(
@@ -89,7 +90,7 @@ class Evaluator:
             Evaluations that retries may take beside those of the points; by default any number.
         """
         objective = self._objective
-        if self._plain and (recorder is None or objective.vectorized):
+        if self.plain and (recorder is None or objective.vectorized):
             return objective(points, key, self._failures.of_exception)
         self._allowed = 2**62 if allowed is None else allowed
         if objective.vectorized:

@@ -133,6 +133,9 @@ class Optimizer:
         unit = self._point.state.leaves[first].unit
         self._first_kind = 0 if arrays[first].ndim >= 2 else 1
         self._cached_rates: tuple[int, tuple[Any, Any], float] = (-1, (0.0, 0.0), 0.0)
+        self._constant = tuning is None and self.method.snapshots is None
+        for x in arrays:
+            self._constant &= self.method.rule(x.ndim).update.constant
         self._unit = 1.0 if unit is None else float(unit)
         self._compile()
         self._recorder: Recorder | None = None
@@ -238,19 +241,24 @@ class Optimizer:
 
         They are computed here, where a schedule may be any function, and once a step.
         """
-        step = self._point.state.step
-        if self._cached_rates[0] != step:
-            method, tuning = self._step_method, self._point.tuning
+        point = self._point
+        step = point.state.step
+        if self._cached_rates[0] != step and not self._same_rates(point):
+            method, tuning = self._step_method, point.tuning
             rates = method.rates(step)
             if tuning is not None:
                 rules = method.matrices, method.vectors
                 pairs = zip(rules, rates, strict=True)
                 tuned = [tuning.rate if r.update.tuned else given for r, given in pairs]
                 rates = (tuned[0], tuned[1])
-            if (factor := self._point.rate_factor) != 1.0:
+            if (factor := point.rate_factor) != 1.0:
                 rates = (factor * rates[0], factor * rates[1])
             self._cached_rates = step, rates, float(rates[self._first_kind]) * self._unit
         return self._cached_rates[1:]
+
+    def _same_rates(self, point: Point) -> bool:
+        """Tell whether the rates computed last hold for all steps."""
+        return self._constant and self._cached_rates[0] >= 0 and point.rate_factor == 1.0
 
     @property
     def _step_method(self) -> Method:

@@ -168,7 +168,11 @@ class Run:
         What is recorded is not evaluated again. Of the losses the first `count`, by default all,
         make the loss that is told.
         """
-        recorder, step = self.recorder, self.optimizer.nit
+        recorder = self.recorder
+        if recorder is None and count is None:
+            losses = self._evaluated(points, full_batch)
+            return losses, self._checked(losses)
+        step = self.optimizer.nit
         if recorder is not None and (row := recorder.take(kind, step)) is not None:
             losses = recorder.losses(row, len(points))
             host = _arrays.to_host(losses).tolist()
@@ -217,10 +221,13 @@ class Run:
         return 2**62 if most is None else most - self.objective.calls - count - self.spare
 
     def _evaluated(self, points: Any, full_batch: bool, alone: bool = False) -> Any:
-        key = step_key(self.seed, self.optimizer.nit) if self.objective.takes_key else 0
-        allowed = max(0, self._allowed(len(points)))
+        key: int | None = None
+        if not full_batch:
+            key = step_key(self.seed, self.optimizer.nit) if self.objective.takes_key else 0
         recorder = None if alone else self.recorder
-        return self._evaluate(points, None if full_batch else key, recorder, allowed)
+        if self._evaluate.plain and recorder is None:
+            return self.objective(points, key, self.failures.of_exception)
+        return self._evaluate(points, key, recorder, max(0, self._allowed(len(points))))
 
     def _checked(self, losses: Any) -> list[float]:
         host: list[float] = _arrays.to_host(losses).tolist()

@@ -258,6 +258,13 @@ class Update:
         """Whether the learning rate is measured during the run."""
         return isinstance(self.learning_rate, str) and self.learning_rate == "auto"
 
+    @property
+    def constant(self) -> bool:
+        """Whether `rate` is the same for all steps."""
+        if self.learning_rate is None:
+            return self.horizon is None
+        return not callable(self.learning_rate)
+
     def init(self, x: Array, columns: int, gain: float | None) -> Array | None:
         """Return the unit of the learning rate, a 0-d array, or None where it is 1.
 
