@@ -40,7 +40,8 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-torture: $(VENV)/.dev
+# Needs no more than the core.
+torture: $(VENV)/.demo
 	$(BIN)/python tests/crashes.py kills 1000
 	$(BIN)/python tests/crashes.py writes
 	$(BIN)/python -W error tests/fuzz.py 20000
