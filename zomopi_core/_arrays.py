@@ -654,6 +654,14 @@ def installed(name: str) -> bool:
     return importlib.util.find_spec(LIBRARIES[name]) is not None
 
 
+def backend_of(x: Array) -> tuple[str, str | None]:
+    """Return the name of the library of `x` and its device's, as `backend` takes them."""
+    name = library(namespace(x))
+    if not on_gpu(x):
+        return name, None
+    return name, str(x.device) if name == "torch" else "cuda"
+
+
 def backend(name: str, device: str | None = None) -> tuple[Namespace, Any]:
     """Return the namespace of a backend and the device object of its library for a device's name.
 

@@ -55,7 +55,7 @@ def describe(
         "created": time.strftime("%Y-%m-%d %H:%M:%S%z"),
         "zomopi": own_version(),
         "surroundings": _arrays.surroundings(arrays[0]),
-        "backend": _backend(arrays[0]),
+        "backend": list(_arrays.backend_of(arrays[0])),
         "sampler": _sampler(sampler),
         "method": described,
         "method_name": method.name,
@@ -75,12 +75,6 @@ def own_version() -> str:
     """Return the release of zomopi."""
     # none where it is run from a source tree that was not installed
     return _arrays.installed_version("zomopi") or "unknown"
-
-
-def _backend(x: Array) -> list[str | None]:
-    name = _arrays.library(_arrays.namespace(x))
-    place = str(_arrays.device(x)) if _arrays.on_gpu(x) and name == "torch" else None
-    return [name, place or ("cuda" if _arrays.on_gpu(x) else None)]
 
 
 def _sampler(sampler: Sampler) -> dict[str, Any]:

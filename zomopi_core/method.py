@@ -19,7 +19,7 @@ from ._arrays import Array
 from ._checks import as_python, check_count
 from .estimator import _HEADROOM, FiniteDifference, Weighted
 from .losses import stack_losses
-from .rule import LeafState, Leaves, Probe, Rule, advance_all
+from .rule import LeafState, Leaves, Probe, Rule, advance_all, has_started
 from .sampling import Randomness, Sampler
 from .update import Change
 
@@ -369,7 +369,7 @@ class Method:
         draws = [(state.random, i, state.step) for i in range(len(rules))]
         moved = advance_all(rules, state.leaves, gradients, flags, own, draws)
         alive = _arrays.to_like(alive, state.started)
-        started = alive + state.started * (1.0 - alive)
+        started = has_started(state.started, alive)
         leaves, changes = zip(*moved, strict=True)
         return State(state.step + 1, started, leaves, state.random), changes
 

@@ -224,6 +224,11 @@ def advance_all(
     ]
 
 
+def has_started(started: Array, alive: Array) -> Array:
+    """Return 1 from the first step on that has an estimate, 0 before it."""
+    return _arrays.namespace(alive).where(alive > 0, 1.0, started)
+
+
 def directions(
     rules: Sequence[Rule], averaged: list[Averaged], draws: Sequence[DrawKey]
 ) -> list[Direction]:

@@ -24,7 +24,7 @@ from zomopi_core.estimator import _HEADROOM, FiniteDifference, Weighted
 from zomopi_core.journal import Journal, as_journal
 from zomopi_core.losses import join_losses
 from zomopi_core.method import Method
-from zomopi_core.rule import advance_all
+from zomopi_core.rule import advance_all, has_started
 from zomopi_core.sampling import Randomness, Sampler
 from zomopi_core.subspace import Sketch
 from zomopi_core.update import Change
@@ -548,7 +548,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             leaf.accept(run.source, change)
             leaf.set_state(state)
         alive = _arrays.to_like(alive, self._started)
-        self._started = alive + self._started * (1.0 - alive)
+        self._started = has_started(self._started, alive)
         self._step += 1
 
     def _warn_of_invisible_probes(self, run: Evaluator) -> None:
