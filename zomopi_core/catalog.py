@@ -81,8 +81,7 @@ def zo_mopi(
     spectral_rank  ``"auto"``                          r // 2
     momentum       by the unknowns, unbiased           0.9
     probes         8                                   4
-    difference     leave-one-out, central if           central
-                   `probes` is given
+    difference     leave-one-out; central for 1 probe  central
     =============  ==================================  ==============
 
     Parameters
@@ -165,7 +164,7 @@ def zo_mopi(
     if isinstance(spectral_rank, str):
         check_name("spectral_rank", spectral_rank, ("auto",))
     if difference is None:
-        difference = "leave-one-out" if tuned and probes is None else "central"
+        difference = "leave-one-out" if tuned and probes != 1 else "central"
     if probes is None:
         probes = 8 if tuned else 4
     if smoothing is None:
