@@ -719,8 +719,6 @@ class TestBadInput:
             ({"ranks": 3}, "takes no 'ranks'"),
             ({"method": "muon"}, "first-order method"),
             ({"method": "mezo_svrg"}, "no second copy of the weights"),
-            ({"method": zo.zo_mopi(learning_rate="auto")}, "pass lr= and a smoothing"),
-            ({"smoothing": "auto"}, "pass lr= and a smoothing"),
             ({"method": "mezzo"}, "did you mean 'mezo'"),
             ({"method": 3}, "method must be a name or a Method"),
             ({"method": zo.zo_mopi(), "rank": 3}, r"as in zo\.zo_mopi"),

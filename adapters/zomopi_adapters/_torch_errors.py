@@ -76,11 +76,19 @@ def needs_snapshots(name: str) -> ValueError:
     )
 
 
-def needs_numbers() -> ValueError:
-    """Explain that nothing is tuned by line searches here."""
+def tuned_full_space(name: str) -> ValueError:
+    """Explain that line searches need the last step, which here is as large as the weight."""
     return ValueError(
-        'learning_rate="auto" and smoothing="auto" are measured by zo.minimize and zo.Optimizer; '
-        "pass lr= and a smoothing as numbers"
+        f"lr='auto' searches along the last step, and that of {name} is as large as the weight, "
+        "as its method has no low-rank probes; pass a number, or choose a method such as zo_mopi"
+    )
+
+
+def tuned_without_frames(name: str) -> ValueError:
+    """Explain that line searches need a frame that outlives a step."""
+    return ValueError(
+        f"lr='auto' searches along the last step in the frame it was taken in, and {name} has a "
+        "new one at each step; pass refresh_every of 2 or more, or lr as a number"
     )
 
 

@@ -62,8 +62,7 @@ class Evaluator:
             self.replay.rewind()
         with own_arithmetic(self.kinds), uninterrupted():
             for leaf in self.leaves:
-                evaluation = self.evaluations[number]
-                leaf.move(self.source, evaluation.probe, evaluation.scale)
+                leaf.move(self.source, *leaf.place(self.evaluations[number]))
         forget_casts(self.kinds)
         watching = self.replay.first() if number == 0 else contextlib.nullcontext()
         with self.overlay.on(), watching:
@@ -91,7 +90,7 @@ class Evaluator:
         with own_arithmetic(self.kinds):
             for leaf in self.leaves:
                 assert isinstance(leaf, Overlaid)
-                leaf.spread(self.source, [(e.probe, e.scale) for e in places])
+                leaf.spread(self.source, [leaf.place(e) for e in places])
         self.overlay.slices = len(places)
         with self.overlay.on(), evaluating(len(places)):
             losses = mean([_vector(closure(), len(places)) for closure in self.closures])

@@ -126,15 +126,15 @@ def _made(
         raise errors.first_order(made.name)
     if made.snapshots is not None:
         raise errors.needs_snapshots(made.name)
-    if made.estimator.tuned or made.matrices.update.tuned or made.vectors.update.tuned:
-        raise errors.needs_numbers()
     return made
 
 
-def _with_rate(method: Method, lr: float, vector_lr: float | None) -> Method:
+def _with_rate(method: Method, lr: float | str, vector_lr: float | str | None) -> Method:
     matrices = replace(method.matrices, update=replace(method.matrices.update, learning_rate=lr))
     vectors = method.vectors
     own = vectors.update.name == "vector_learning_rate"
+    if lr == "auto" and vector_lr is None and vectors.update.learning_rate is None:
+        vector_lr = lr
     if vector_lr is not None or not own:
         rate = lr if vector_lr is None else vector_lr
         vectors = replace(vectors, update=replace(vectors.update, learning_rate=rate))

@@ -111,8 +111,8 @@ class StepJournal:
             if row.step >= optimizer._step:
                 yield row
 
-    def record(self, optimizer: Any, losses: Tensor) -> None:
-        """Record a step that is about to be taken."""
+    def record(self, optimizer: Any, losses: Tensor, probes: int) -> None:
+        """Record a step that is about to be taken; the first losses are those of the probes."""
         recorder = self._recorder
         host = _arrays.to_host(losses).tolist()
         recorder.queries += len(host)
@@ -120,7 +120,7 @@ class StepJournal:
         failed = sum(not math.isfinite(x) for x in host)
         note = note_of(lr=rates, failed=failed)
         elapsed, packed = time.perf_counter() - recorder.began, pack_losses(losses)
-        loss = mean_of_finite(host)
+        loss = mean_of_finite(host[:probes])
         recorder.write(
             Row(optimizer._step, "", recorder.queries, loss, rates[0], elapsed, packed, note)
         )

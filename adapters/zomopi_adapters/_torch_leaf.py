@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from zomopi_core.estimator import Evaluation
 from zomopi_core.momentum import ExponentialAverage
+from zomopi_core.objective import frobenius
 from zomopi_core.rule import LeafState, Rule
 from zomopi_core.sampling import Draw, Randomness, TorchSampler
 from zomopi_core.subspace import Sketch
@@ -21,12 +23,16 @@ from zomopi_core.update import Change
 
 HALF = (torch.float16, torch.bfloat16)
 
+#: stands in the place of a probe's index for the direction of the last step
+STEP = -1
+
 
 class Source(NamedTuple):
     """Where the draws of a step come from."""
 
     random: Randomness
     step: int
+    rate: float = 0.0  # of the step, where it is tuned
 
 
 class Leaf:
@@ -55,6 +61,8 @@ class Leaf:
         self.shared: Tensor | None = None
         self.probe: int | None = None  # where the leaf stands: at X + scale * P_probe
         self.scale = 0.0
+        self.direction: Tensor | None = None  # varying factor of the last step, for rate 1
+        self.remembers = False  # where it was best, see `remember`
         self._held: Tensor | None = None
         self._drawn: tuple[int, int, Tensor] | None = None  # step, probe and B of the last draw
         average = rule.momentum
@@ -90,6 +98,9 @@ class Leaf:
     def refresh(self, source: Source) -> None:
         """Draw a new frame and carry the momentum over to it."""
         self.set_state(self.rule.refresh(source.random, self.index, source.step, self.state))
+        # Both are known in the old frame.
+        self.direction = None
+        self.remember()
 
     def coordinates(self, source: Source, probe: int) -> Tensor:
         """Return B of one probe."""
@@ -103,7 +114,10 @@ class Leaf:
         return values
 
     def varying(self, source: Source, probe: int) -> Tensor:
-        """Return the varying factor of one probe."""
+        """Return the varying factor of one probe, or of the direction."""
+        if probe == STEP:
+            assert self.direction is not None
+            return self.direction
         left, right = self.rule.subspace.factors(self.state.frame, self.coordinates(source, probe))
         return left if self.kind == "right" else right
 
@@ -126,10 +140,28 @@ class Leaf:
         self._drawn = None
         return block
 
-    def rate(self, step: int) -> Any:
+    def length(self, varying: Tensor) -> float:
+        """Return the Frobenius norm of what a varying factor stands for."""
+        left, right = (None, varying) if self.kind == "full" else self.product(varying)
+        return frobenius(left, right)
+
+    def direct(self, change: Change, state: LeafState) -> None:
+        """Keep the direction of a step, where the rate is tuned."""
+        if self.rule.update.tuned:
+            unit = 1.0 if state.unit is None else state.unit
+            self.direction = self.varying_of(change) * -unit
+
+    def place(self, evaluation: Evaluation) -> tuple[int | None, float]:
+        """Return the probe and the scale of an evaluation, for `move`."""
+        if evaluation.probe == STEP and self.direction is None:
+            return None, 0.0
+        return evaluation.probe, evaluation.scale
+
+    def rate(self, source: Source) -> Any:
         """Return the learning rate of a step: the method's, times what a scheduler made of it."""
         lr, base = self.group["lr"], self.group["base_lr"]
-        rate = self.rule.update.rate(step)
+        update = self.rule.update
+        rate = source.rate if update.tuned else update.rate(source.step)
         return rate if lr == base else rate * (float(lr) / base)
 
     def move(self, source: Source, probe: int | None, scale: float) -> None:
@@ -146,12 +178,20 @@ class Leaf:
     def follow(self) -> None:
         """Notice that somebody else has changed the weight since the last step."""
 
+    def remember(self) -> None:
+        """Take the parameter where it is, at X, as the best that was found; if it `remembers`."""
+
+    def retreat(self) -> None:
+        """Go back from X to what was remembered, since the last refresh."""
+        raise NotImplementedError
+
     def extra_state(self) -> dict[str, Tensor]:
         """Return what is kept beside the method's state."""
-        return {}
+        return {} if self.direction is None else {"direction": self.direction}
 
     def load_extra(self, extra: dict[str, Tensor]) -> None:
         """Take over what `extra_state` returned."""
+        self.direction = extra.get("direction")
 
 
 class InPlace(Leaf):
@@ -161,6 +201,12 @@ class InPlace(Leaf):
     off by at most half a unit in its last place per addition, 2N + 1 of them in a step with
     central differences.
     """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        # from what is remembered to X: X = kept * X_best + shared @ since
+        self.since: Tensor | None = None
+        self.kept: Tensor | None = None
 
     def _flat(self, varying: Tensor) -> Tensor | None:
         """Return the parameter as the product sees it, None where its memory forbids a view."""
@@ -222,6 +268,8 @@ class InPlace(Leaf):
         """Add the step and the way back from the last probe in one."""
         total = self.varying_of(change) * change.scale
         beta = 1.0
+        if self.remembers:
+            self._follow_step(total, change.decay)
         if change.decay is not None:
             keep = 1.0 - change.decay
             if self.param.device.type == "cpu":
@@ -235,6 +283,35 @@ class InPlace(Leaf):
         self._add(total, beta=beta)
         self.probe, self.scale, self._held = None, 0.0, None
 
+    def _follow_step(self, step: Tensor, decay: Tensor | None) -> None:
+        if decay is not None:
+            keep = 1.0 - decay
+            self.kept = keep if self.kept is None else self.kept * keep
+            self.since = None if self.since is None else self.since * keep
+        self.since = step.clone() if self.since is None else self.since + step
+
+    def remember(self) -> None:
+        """Start anew from X."""
+        self.since = self.kept = None
+
+    def retreat(self) -> None:
+        """Undo the steps, to the rounding of one addition."""
+        assert self.probe is None
+        if self.since is not None:
+            part = 1.0 if self.kept is None else 1.0 / float(self.kept)
+            self._add(self.since, -part, part)
+        self.remember()
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Return the direction, and the way from what is remembered."""
+        kept = {"since": self.since, "kept": self.kept}
+        return super().extra_state() | {k: v for k, v in kept.items() if v is not None}
+
+    def load_extra(self, extra: dict[str, Tensor]) -> None:
+        """Take over the direction, and the way from what is remembered."""
+        super().load_extra(extra)
+        self.since, self.kept = extra.get("since"), extra.get("kept")
+
 
 class Accumulating(Leaf):
     """A leaf whose steps since the last merge are kept in float32 coordinates beside the weight.
@@ -247,6 +324,20 @@ class Accumulating(Leaf):
         super().__init__(*args)
         self.total: Tensor | None = None
         self.shrink: Tensor | None = None
+        self.best_total: Tensor | None = None
+        self.best_shrink: Tensor | None = None
+
+    def remember(self) -> None:
+        """Copy the coordinates."""
+        if self.remembers:
+            self.best_total = None if self.total is None else self.total.clone()
+            self.best_shrink = self.shrink
+
+    def retreat(self) -> None:
+        """Take the coordinates back."""
+        self.total = None if self.best_total is None else self.best_total.clone()
+        self.shrink = self.best_shrink
+        self.probe, self.scale, self._held = None, 0.0, None
 
     def accept(self, source: Source, change: Change) -> None:
         """Add the step to the coordinates."""
@@ -270,12 +361,14 @@ class Accumulating(Leaf):
 
     def extra_state(self) -> dict[str, Tensor]:
         """Return the coordinates and the factor of the weight."""
-        kept = {"total": self.total, "shrink": self.shrink}
-        return {name: value for name, value in kept.items() if value is not None}
+        kept = {name: getattr(self, name) for name in _KEPT}
+        return super().extra_state() | {k: v for k, v in kept.items() if v is not None}
 
     def load_extra(self, extra: dict[str, Tensor]) -> None:
         """Take over the coordinates and the factor of the weight."""
-        self.total, self.shrink = extra.get("total"), extra.get("shrink")
+        super().load_extra(extra)
+        for name in _KEPT:
+            setattr(self, name, extra.get(name))
 
     def _write(
         self, target: Tensor, base: Tensor, displacement: Tensor | None, noise: Source | None
@@ -330,6 +423,7 @@ class Accumulating(Leaf):
                 target[rows].copy_(rounded(block, torch.special.ndtr(normal), target.dtype))
 
 
+_KEPT = ("total", "shrink", "best_total", "best_shrink")
 # Numbers of one block of rows in float32: 16 MiB.
 _BLOCK = 2**22
 

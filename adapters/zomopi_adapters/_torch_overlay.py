@@ -76,6 +76,7 @@ class Overlaid(Accumulating):
             return
         self._write(self.param, self.param, self.total, source)
         self.total = self.shrink = None
+        self.remember()
 
     def displacements(self) -> list[Tensor | None]:
         """Return the varying factor of the displacement of each slice."""

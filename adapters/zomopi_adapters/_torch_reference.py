@@ -43,6 +43,7 @@ class Referenced(Accumulating):
         if not torch.equal(found, self.param):
             self.param.copy_(found)
             self._reference = self.total = self.shrink = None
+            self.remember()
         self._version = self.param._version
 
     def _copied(self, value: Tensor) -> Tensor:
@@ -80,12 +81,19 @@ class Referenced(Accumulating):
         self._write(self.param, reference, self.displacement(), None)
         self._version = self.param._version
 
+    def retreat(self) -> None:
+        """Take the coordinates back, and write the weight."""
+        super().retreat()
+        self._write(self.param, self.reference, self.displacement(), None)
+        self._version = self.param._version
+
     def merge(self, source: Source) -> None:
         """Round the coordinates into the weight, and take it as the reference."""
         if self.total is None and self.shrink is None:
             return
         self._write(self.param, self.reference, self.total, source)
         self.total = self.shrink = None
+        self.remember()
         self.reference.copy_(self.param)
         self._version = self.param._version
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from zomopi_core.adaptive_rank import Spectrum
 from zomopi_core.momentum import Moments
 from zomopi_core.rule import LeafState
 from zomopi_core.sampling import Randomness
@@ -14,7 +15,9 @@ from zomopi_core.sampling import Randomness
 from . import _torch_errors as errors
 from ._torch_leaf import Leaf, Source
 
-VERSION = 1
+VERSION = 2
+# What leaves keep beside the state of their method, in its precision.
+_BESIDE = ("total", "shrink", "best_total", "best_shrink", "direction", "since", "kept")
 
 
 def described(value: Any) -> str:
@@ -34,11 +37,16 @@ def _packed(leaf: Leaf) -> dict[str, Any]:
         result["frame"] = frame
     if not leaf._forgets:
         result["momentum"] = state.momentum
-    for name in ("right", "unit"):
-        if getattr(state, name) is not None:
-            result[name] = getattr(state, name)
+    if isinstance(state.right, Spectrum):
+        result.update({f"right_{name}": value for name, value in state.right._asdict().items()})
+    elif state.right is not None:
+        result["right"] = state.right
+    if state.unit is not None:
+        result["unit"] = state.unit
     if isinstance(state.moments, Moments):
         result.update(state.moments._asdict())
+    elif isinstance(state.moments, Tensor):
+        result["moments"] = state.moments
     elif state.moments is not None:
         raise TypeError(
             f"{leaf.name}: moments of type {type(state.moments).__name__} have no form"
@@ -69,6 +77,7 @@ def pack(optimizer: Any) -> dict[str, Any]:
         "seed": seed,
         "started": optimizer._started,
         "warned": optimizer._warned,
+        "tuning": optimizer._tuner.pack(),
     }
     return {"state": state, "param_groups": groups, "zomopi": zomopi}
 
@@ -111,6 +120,7 @@ def unpack(optimizer: Any, saved: Mapping[str, Any]) -> None:
         group.update({k: v for k, v in other.items() if k not in {"params", "method"}})
     optimizer._step, optimizer._refreshed_at = own["step"], own["refreshed_at"]
     optimizer._warned = own["warned"]
+    optimizer._tuner.unpack(own["tuning"])
     optimizer._started = own["started"].to(optimizer._started, copy=True)
     if own["seed"] is not None:
         optimizer._seed = own["seed"]
@@ -127,16 +137,22 @@ def _load(leaf: Leaf, entry: Mapping[str, Any]) -> None:
     frame: Any = tensor("frame")
     if "second_frame" in entry:
         frame = frame, tensor("second_frame")
-    moments = leaf.state.moments
-    if moments is not None:
+    moments, right = leaf.state.moments, leaf.state.right
+    if isinstance(moments, Tensor):
+        moments = tensor("moments")
+    elif moments is not None:
         moments = type(moments)(*(tensor(name) for name in moments._fields))
+    if isinstance(right, Spectrum):
+        right = Spectrum(*(tensor(f"right_{name}") for name in Spectrum._fields))
+    else:
+        right = tensor("right")
     momentum = tensor("momentum")
     if momentum is None:  # without memory only its shape counts
         shape = leaf.rule.subspace.coordinate_shape(tuple(leaf.param.shape))
         momentum = like.new_zeros(()).expand(shape)
-    leaf.set_state(LeafState(frame, momentum, moments, tensor("right"), tensor("unit")))
+    leaf.set_state(LeafState(frame, momentum, moments, right, tensor("unit")))
     extra = {}
-    for name in ("total", "shrink"):
+    for name in _BESIDE:
         if name in entry:
             extra[name] = entry[name].to(like, copy=True)
     if "reference" in entry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from zomopi_core.method import Method
 from zomopi_core.rule import advance_all, has_started
 from zomopi_core.sampling import Randomness, Sampler
 from zomopi_core.subspace import Sketch
+from zomopi_core.tuning import Verdict
 from zomopi_core.update import Change
 
 from . import _torch_errors as errors
@@ -43,6 +45,7 @@ from ._torch_overlay import NotBatchableError, Overlaid, OverlaidForward, Overla
 from ._torch_reference import Referenced
 from ._torch_scope import Replay, forget_casts, own_arithmetic, uninterrupted
 from ._torch_slices import per_probe, tiled
+from ._torch_tuning import Tuner, fit_memories
 
 __all__ = ["ZOMOPI", "default_groups", "per_probe", "tiled"]
 
@@ -65,15 +68,17 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         of such an iterable as "params" and options of the group. Parameters that do not require
         a gradient are skipped, tied ones are taken once. Names decide the random numbers:
         parameters are numbered in the order of their sorted names.
-    lr : float, optional
-        Learning rate of matrices, for `zo_mopi` the spectral norm of a step. By default that of
-        the method; then ``group["lr"]`` is 1 and a factor of it. Schedulers may change
-        ``group["lr"]``; the steps of vectors follow in proportion.
+    lr : float or "auto", optional
+        Learning rate of matrices, for `zo_mopi` the spectral norm of a step. ``"auto"`` measures
+        it by line searches (`zomopi_core.tuning`), and for `zo_mopi` what else is not given is
+        tuned too. By default that of the method. Without a number ``group["lr"]`` is 1 and a
+        factor of the rate. Schedulers may change ``group["lr"]``; the steps of vectors follow in
+        proportion.
     method : str or Method
         A zeroth-order method of the catalogue, by name or as an object.
-    vector_lr : float, optional
+    vector_lr : float or "auto", optional
         Learning rate of parameters with one axis or none, for methods that have one of their own;
-        by default the method's.
+        by default the method's, or tuned with `lr`.
     binding : {"auto", "in_place", "overlay"}
         How a perturbed parameter is evaluated. ``"in_place"`` changes the weights and back;
         ``"overlay"`` leaves them alone and adds the difference to the outputs of the layers,
@@ -139,10 +144,10 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
     def __init__(
         self,
         params: Any,
-        lr: float | None = None,
+        lr: float | str | None = None,
         *,
         method: str | Method = "zo-mopi",
-        vector_lr: float | None = None,
+        vector_lr: float | str | None = None,
         binding: str = "auto",
         batched: bool = False,
         chunk: int | None = None,
@@ -174,6 +179,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         self._basis = ActivationBasis() if sketch else None
         self._options = {"lr": lr, "vector_lr": vector_lr, "method": method, **options}
         self._estimator: FiniteDifference | None = None
+        self._tuner: Tuner | None = None
         self._seed = seed
         self._random: Randomness | None = None
         self._leaves: list[Leaf] = []
@@ -183,7 +189,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         self._overlay = Overlay(HANDLERS)
         self._stores: set[Any] = set()
         self._taken: set[str] = set()
-        defaults = {"lr": 1.0 if lr is None else lr, "frozen": False}
+        defaults = {"lr": _factor(lr), "frozen": False}
         super().__init__(self._prepared(groups_.named(params)), defaults)
         self._check_options()
         if not self._leaves:
@@ -250,7 +256,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         elif self._estimator != made.finite_difference:
             raise errors.different_estimators()
         group["method"] = made
-        group["lr"] = 1.0 if lr is None else lr
+        group["lr"] = _factor(lr)
         group["base_lr"] = group["lr"]
         group.setdefault("frozen", False)
         super().add_param_group(group)
@@ -283,12 +289,15 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"two parameters are named {twice!r}; give each a name of its own")
+        assert self._estimator is not None
+        fit_memories(self.param_groups, self._estimator)
         choice = Choice(
             self._binding,
             self._reference,
             overlay_places(self.model) if self._binding == "auto" else set(),
             sum(p.numel() * p.element_size() for g in self.param_groups for p in g["params"]),
         )
+        first = len(self._leaves)
         for name, param, group in sorted(new, key=lambda entry: entry[0]):
             if not isinstance(param, Carrier) and not _is_finite(param):
                 raise errors.nonfinite_parameter(name)
@@ -299,6 +308,12 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             self._leaves.append(leaf)
             if isinstance(leaf, Overlaid):
                 self._lay_over(leaf)
+        if self._tuner is None:
+            if self._leaves:
+                with own_arithmetic({leaf.param.device.type for leaf in self._leaves}):
+                    self._tuner = Tuner(self._estimator, self._leaves)
+        else:
+            self._tuner.enlist(self._leaves[first:])
 
     def _lay_over(self, leaf: Overlaid) -> None:
         if isinstance(leaf.param, Carrier):
@@ -362,14 +377,15 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         ----------
         closure : callable, or sequence of callables
             Computes the loss of the batch: one real number, of Torch or Python. It is called
-            once for each evaluation of the method, without gradients, and may be anything, also
-            a metric that is not differentiable. The mean over several, one for each micro-batch,
-            is the loss of a step.
+            once for each evaluation of the method, at some steps more often for what is tuned,
+            without gradients, and may be anything, also a metric that is not differentiable. The
+            mean over several, one for each micro-batch, is the loss of a step.
 
         Returns
         -------
         tensor or float
-            The mean of the step's losses that are finite, close to the loss at the weights.
+            The mean of the losses at the step's probes that are finite, close to the loss at the
+            weights.
 
         Raises
         ------
@@ -381,7 +397,8 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         closures: list[Any] = list(closure) if isinstance(closure, Sequence) else [closure]
         if not closures or not all(callable(c) for c in closures):
             raise errors.no_closure()
-        assert self._estimator is not None
+        tuner = self._tuner
+        assert tuner is not None
         assert self._random is not None
         leaves = self._active()
         kinds = {leaf.param.device.type for leaf in leaves}
@@ -390,14 +407,17 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             self._generators,
             None if self.model is None else self.model.modules(),
         )
+        if any(_is_due(leaf, self._step) for leaf in leaves):
+            tuner.postpone()
+        estimator = tuner.estimator
         run = Evaluator(
-            Source(self._random, self._step),
+            Source(self._random, self._step, tuner.rate),
             leaves,
             closures,
             replay,
             kinds,
             self._overlay,
-            self._estimator.evaluations,
+            (*estimator.evaluations, *tuner.points()),
         )
         with own_arithmetic(kinds):
             for leaf in leaves:
@@ -407,20 +427,26 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             losses = self._losses(run)
             with own_arithmetic(kinds):
                 joined = join_losses(losses)
-                finite = _arrays.namespace(joined).isfinite(joined)
+                count = len(estimator.evaluations)
+                finite = _arrays.namespace(joined).isfinite(joined[:count])
                 if self._on_failure == "raise" and not all(finite.tolist()):
-                    raise NonFiniteLossError(f"losses of step {self._step}: {losses}")
-                moved = self._advance(run, self._estimator.differences(joined))
+                    raise NonFiniteLossError(f"losses of step {self._step}: {losses[:count]}")
+                coefficients = estimator.differences(joined[:count])
+                tuning, verdict = tuner.told(coefficients, joined, leaves, run.source)
+                if not verdict.usable:
+                    coefficients = coefficients * math.nan
+                moved = self._advance(run, coefficients)
                 with uninterrupted():
                     if self._journal is not None:
-                        self._journal.record(self, joined)
-                    self._accept(run, *moved)
+                        self._journal.record(self, joined, count)
+                    self._accept(run, *moved, verdict)
+                    tuner.tuning = tuner.begun(tuning, leaves, run.source)
         except BaseException:
             run.back()
             raise
         finally:
             forget_casts(kinds)
-        return mean_of_finite(losses, joined)
+        return mean_of_finite(losses[:count], joined[:count])
 
     def _active(self) -> list[Leaf]:
         leaves = [x for x in self._leaves if not x.group["frozen"] and x.param.requires_grad]
@@ -538,23 +564,32 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                 leaf.state if frame is leaf.state.frame else leaf.state._replace(frame=frame)
             )
             flags.append((own.alive, _arrays.to_like(self._started, like)))
-        rules, rates = zip(*((x.rule, x.rate(source.step)) for x in run.leaves), strict=True)
+        rules, rates = zip(*((x.rule, x.rate(source)) for x in run.leaves), strict=True)
         draws = [(source.random, leaf.index, source.step) for leaf in run.leaves]
         moved = advance_all(rules, states, gradients, flags, rates, draws)
         return moved, weighted.alive
 
-    def _accept(self, run: Evaluator, moved: list[tuple[Any, Change]], alive: Tensor) -> None:
+    def _accept(
+        self, run: Evaluator, moved: list[tuple[Any, Change]], alive: Tensor, verdict: Verdict
+    ) -> None:
         for leaf, (state, change) in zip(run.leaves, moved, strict=True):
-            leaf.accept(run.source, change)
+            if verdict.best:
+                leaf.remember()
+            if verdict.retreat:
+                leaf.move(run.source, None, 0.0)
+                leaf.retreat()
+            else:
+                leaf.accept(run.source, change)
             leaf.set_state(state)
+            leaf.direct(change, state)
         alive = _arrays.to_like(alive, self._started)
         self._started = has_started(self._started, alive)
         self._step += 1
 
     def _warn_of_invisible_probes(self, run: Evaluator) -> None:
         """Warn, once, if adding a probe leaves most entries of a weight as they are."""
-        assert self._estimator is not None
-        smoothing = self._estimator.width
+        assert self._tuner is not None
+        smoothing = self._tuner.estimator.width
         for leaf in run.leaves:
             if isinstance(leaf, Overlaid):
                 continue
@@ -649,6 +684,11 @@ def _is_finite(param: Tensor) -> bool:
     wide = torch.float64 if param.dtype == torch.float64 else torch.float32
     total = param.detach().sum(dtype=wide)
     return bool(torch.isfinite(total)) or bool(torch.isfinite(param).all())
+
+
+def _factor(lr: float | str | None) -> float:
+    """Return what `group["lr"]` is: without a number, a factor of the method's own rate."""
+    return 1.0 if lr is None or isinstance(lr, str) else lr
 
 
 def _is_due(leaf: Leaf, step: int) -> bool:

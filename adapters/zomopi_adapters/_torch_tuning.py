@@ -1,0 +1,161 @@
+"""Learning rate and smoothing of a model, measured: `zomopi_core.tuning` on its leaves.
+
+The line searches go along the last step, which each leaf keeps as the varying factor of a product
+with its frame, so that every binding evaluates it as it does a probe. A refresh changes the
+frames: a search that is due then waits for the next step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from zomopi_core import _arrays
+from zomopi_core.estimator import Evaluation, FiniteDifference
+from zomopi_core.line_search import LineModel, MeanParabola, Parabola
+from zomopi_core.noise import Noise
+from zomopi_core.rate_search import RateSearch
+from zomopi_core.retreat import Descent
+from zomopi_core.smoothing import Geometry, Smoothing
+from zomopi_core.tuning import USABLE, Tuning, Verdict, count_unknowns, fitted_average, tuning_of
+
+from . import _torch_errors as errors
+from ._torch_leaf import STEP, Leaf, Source
+
+
+class Tuner:
+    """What is tuned of a run, and how its steps go along.
+
+    Parameters
+    ----------
+    estimator : FiniteDifference
+    leaves : list of Leaf
+    """
+
+    def __init__(self, estimator: FiniteDifference, leaves: list[Leaf]) -> None:
+        self._estimator = estimator
+        self.tuning = tuning_of(estimator, [(x.rule, x.param.detach()) for x in leaves])
+        self.enlist(leaves)
+
+    def enlist(self, leaves: list[Leaf]) -> None:
+        """Let leaves take part; those whose rate is tuned remember where they were best."""
+        for leaf in leaves:
+            if leaf.rule.update.tuned and leaf.is_large:
+                raise errors.tuned_full_space(leaf.name)
+            if leaf.rule.update.tuned and leaf.rule.subspace.refresh_every == 1:
+                raise errors.tuned_without_frames(leaf.name)
+            if self.tuning is not None and self.tuning.search.tuned:
+                leaf.remembers = True
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the next step, where it is tuned."""
+        return 0.0 if self.tuning is None else self.tuning.rate
+
+    @property
+    def estimator(self) -> FiniteDifference:
+        """The estimator of the next step."""
+        if self.tuning is None or not self._estimator.tuned:
+            return self._estimator
+        return self._estimator.at(self.tuning.smoothing.width)
+
+    def postpone(self) -> None:
+        """Let a line search wait for the next step."""
+        if self.tuning is not None and self.tuning.plan.kind == "line":
+            self.tuning = self.tuning.postponed()
+
+    def points(self) -> tuple[Evaluation, ...]:
+        """Return the points that the next step needs beside those of its probes."""
+        if self.tuning is None:
+            return ()
+        kind, scales = self.tuning.plan
+        if kind == "noise":
+            width = self.estimator.width
+            return tuple(Evaluation(0 if s else None, s * width) for s in scales)
+        return tuple(Evaluation(STEP if s else None, s) for s in scales)
+
+    def told(
+        self, coefficients: Tensor, losses: Tensor, leaves: list[Leaf], source: Source
+    ) -> tuple[Tuning | None, Verdict]:
+        """Return the tuning after a step, and what becomes of the step.
+
+        Parameters
+        ----------
+        coefficients : tensor of shape (N,)
+        losses : tensor
+            Of the step's probes, and of the points of `points`.
+        leaves : list of Leaf
+        source : Source
+        """
+        tuning = self.tuning
+        if tuning is None:
+            return None, USABLE
+        if not tuning.attentive:
+            return tuning.passed(), USABLE
+        count = len(self.estimator.evaluations)
+        host = _arrays.to_host(losses).tolist()
+        c = _arrays.to_host(coefficients).tolist()
+        grown = tuning.grown([(x.rule, x.param.detach()) for x in leaves])
+        return grown.told(c, host[:count], host[count:], _geometry(leaves, source))
+
+    def begun(self, tuning: Tuning | None, leaves: list[Leaf], source: Source) -> Tuning | None:
+        """Return the tuning after the leaves have new directions."""
+        if tuning is None or not tuning.search.tuned or tuning.search.begun:
+            return tuning
+        return tuning.begin(_geometry(leaves, source))
+
+    def pack(self) -> dict[str, Any] | None:
+        """Return the tuning as numbers, tuples and dicts."""
+        return None if self.tuning is None else _plain(self.tuning)
+
+    def unpack(self, saved: Mapping[str, Any] | None) -> None:
+        """Take over what `pack` returned."""
+        if (saved is None) != (self.tuning is None):
+            raise errors.wrong_checkpoint("lr='auto' or smoothing='auto' was on one side only")
+        if saved is not None:
+            self.tuning = _restored(Tuning, saved)
+
+
+def _geometry(leaves: list[Leaf], source: Source) -> Geometry:
+    probes = [leaf.length(leaf.varying(source, 0)) for leaf in leaves]
+    steps = [leaf.length(leaf.direction) for leaf in leaves if leaf.direction is not None]
+    return Geometry(math.hypot(*probes), math.hypot(*steps))
+
+
+def fit_memories(groups: Sequence[dict[str, Any]], estimator: FiniteDifference) -> None:
+    """Give momenta that may be fitted the memory for the unknowns of all groups."""
+    leaves = [(g["method"].rule(p.ndim), p) for g in groups for p in g["params"]]
+    unknowns, per_step = count_unknowns(leaves), len(estimator.evaluations)
+    for group in groups:
+        method = group["method"]
+        average = fitted_average(method.matrices.momentum, unknowns, per_step)
+        if average is not method.matrices.momentum:
+            matrices = replace(method.matrices, momentum=average)
+            vectors = replace(method.vectors, momentum=average)
+            group["method"] = replace(method, matrices=matrices, vectors=vectors)
+
+
+# What a tuning is made of, by the attribute that holds it.
+_PARTS: dict[str, type] = {
+    "noise": Noise, "smoothing": Smoothing, "search": RateSearch, "descent": Descent,
+    "model": LineModel, "mean": MeanParabola, "parabola": Parabola,
+}  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if hasattr(value, "_asdict"):
+        return {name: _plain(v) for name, v in value._asdict().items()}
+    return value
+
+
+def _restored(cls: Any, saved: Mapping[str, Any]) -> Any:
+    def part(name: str, value: Any) -> Any:
+        return _restored(_PARTS[name], value) if isinstance(value, Mapping) else value
+
+    return cls(**{name: part(name, value) for name, value in saved.items()})
