@@ -61,7 +61,7 @@ def storage(tensor: Tensor) -> Any:
 
 def method_of(
     group: Mapping[str, Any], general: Mapping[str, Any]
-) -> tuple[Method, float | None, set[str]]:
+) -> tuple[Method, float | str | None, set[str]]:
     """Return the method of a group, its learning rate, and which general options it took.
 
     Parameters
@@ -81,6 +81,10 @@ def method_of(
         shared = {}  # the general options are made for the general method
     elif isinstance(method, str) and (name := _plain(method)) in zo.methods():
         shared = {k: v for k, v in shared.items() if k in options_of(name)}
+    if general["lr"] == "auto" and lr is not None and lr != "auto":
+        # The loss is probed as in the groups whose rate is tuned.
+        made = _made(method, "auto", vector_lr, {**shared, **own})
+        return _with_rate(made, lr, vector_lr), lr, set(shared)
     return _made(method, lr, vector_lr, {**shared, **own}), lr, set(shared)
 
 
@@ -93,9 +97,12 @@ def _plain(name: str) -> str:
 
 
 def _made(
-    method: str | Method, lr: float | None, vector_lr: float | None, options: Mapping[str, Any]
+    method: str | Method,
+    lr: float | str | None,
+    vector_lr: float | str | None,
+    options: Mapping[str, Any],
 ) -> Method:
-    """Return the method of a group, with the options that its maker takes."""
+    """Return a method with the options that its maker takes."""
     if isinstance(method, Method):
         if options:
             raise errors.option_beside_method(options, method.name)
