@@ -210,6 +210,105 @@ class TestRefusals:
             zo.Journal(**{"path": "run.zomopi", **options})
 
 
+class TestPaths:
+    """What a careless caller may give as a path; nothing is left behind."""
+
+    def test_folder_that_is_missing(self, tmp_path):
+        with pytest.raises(zo.JournalError, match=r"there is no folder .*; make it first"):
+            recorded(tmp_path / "no" / "a.zomopi")
+        assert not list(tmp_path.iterdir())
+
+    def test_folder_as_a_file(self, tmp_path):
+        with pytest.raises(zo.JournalError, match="exists and is not overwritten"):
+            recorded(tmp_path)
+        for read in (zo.replay, lambda path: zo.resume(path, distance)):
+            with pytest.raises(zo.JournalError, match="it is not a file"):
+                read(tmp_path)
+
+    def test_link_to_nothing(self, tmp_path):
+        (tmp_path / "link").symlink_to(tmp_path / "target")
+        with pytest.raises(zo.JournalError, match="exists and is not overwritten"):
+            recorded(tmp_path / "link")
+        assert [f.name for f in tmp_path.iterdir()] == ["link"]
+
+    @pytest.mark.parametrize("path", ["", ".", "/", "a\0b"])
+    def test_no_file_name(self, path):
+        for use in (recorded, zo.replay, lambda path: zo.resume(path, distance)):
+            with pytest.raises(ValueError, match="must be the path of a file"):
+                use(path)
+
+    @pytest.mark.parametrize("length", [240, 300])
+    def test_name_that_is_too_long(self, tmp_path, length):
+        path = tmp_path / ("x" * length)
+        with pytest.raises(zo.JournalError, match=r"cannot be written: .*nothing was evaluated"):
+            recorded(path)
+        for read in (zo.replay, lambda path: zo.resume(path, distance)):
+            with pytest.raises(FileNotFoundError, match="there is no journal"):
+                read(path)
+        assert not list(tmp_path.iterdir())
+
+    def test_lock_that_cannot_be_made(self, tmp_path):
+        """As in a folder that is read-only, which a superuser's test cannot have."""
+        path = tmp_path / "a.zomopi"
+        recorded(path)
+        (tmp_path / "a.zomopi-lock").mkdir()
+        with pytest.raises(zo.JournalError, match=r"lock cannot be made .*replay needs none"):
+            zo.resume(path, distance)
+        zo.replay(path)
+
+    def test_any_letters(self, tmp_path):
+        path = tmp_path / "läuf β?#%41 '\".zomopi"
+        result = recorded(path)
+        np.testing.assert_array_equal(zo.resume(path, distance).x, result.x)
+        np.testing.assert_array_equal(zo.replay(path), result.x_last)
+
+    @pytest.mark.parametrize("path", [None, b"run", 3])
+    def test_no_path(self, path):
+        for use in (zo.replay, lambda path: zo.resume(path, distance), zo.Optimizer.resume):
+            with pytest.raises(TypeError, match="must be a path"):
+                use(path)
+
+    def test_no_function(self, tmp_path):
+        recorded(tmp_path / "a.zomopi")
+        with pytest.raises(TypeError, match="fun must be callable, got NoneType"):
+            zo.resume(tmp_path / "a.zomopi", None)
+
+    @pytest.mark.parametrize("step", [2.5, "3", True, -1])
+    def test_steps_are_counted(self, tmp_path, step):
+        recorded(tmp_path / "a.zomopi")
+        with pytest.raises(ValueError, match="step must be an integer of at least 0"):
+            zo.replay(tmp_path / "a.zomopi", step=step)
+
+    def test_copied_while_it_is_written(self, tmp_path):
+        """With all files of its name, the copy is a journal up to the last step."""
+        (tmp_path / "copy").mkdir()
+
+        def copy(iteration):
+            if iteration.step == 10:
+                for file in tmp_path.glob("a.zomopi*"):
+                    (tmp_path / "copy" / file.name).write_bytes(file.read_bytes())
+
+        result = recorded(zo.Journal(tmp_path / "a.zomopi", snapshot_steps=3), callback=copy)
+        again = zo.resume(tmp_path / "copy" / "a.zomopi", distance)
+        np.testing.assert_array_equal(again.x, result.x)
+
+    def test_interrupted_while_a_snapshot_is_written(self, tmp_path, monkeypatch):
+        plain = zo.minimize(distance, X0, max_queries=200, seed=1)
+        replace = os.replace
+
+        def interrupt(source, target, **options):
+            if ".000000006." in str(target):
+                raise KeyboardInterrupt
+            replace(source, target, **options)
+
+        monkeypatch.setattr(os, "replace", interrupt)
+        path = tmp_path / "a.zomopi"
+        assert recorded(zo.Journal(path, snapshot_steps=3)).status == "interrupted"
+        monkeypatch.undo()
+        assert not list(tmp_path.glob(".*"))  # no half of a file
+        np.testing.assert_array_equal(zo.resume(path, distance).x, plain.x)
+
+
 class TestLock:
     def test_two_writers_in_one_process(self, tmp_path):
         path = tmp_path / "a.zomopi"

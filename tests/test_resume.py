@@ -291,7 +291,7 @@ class TestReplay:
             assert_equal(zo.replay(tmp_path / "a.zomopi", step=step), point)
         assert_equal(zo.replay(tmp_path / "a.zomopi"), points[23])
         for step in (-1, 24):
-            with pytest.raises(ValueError, match="that of a recorded step"):
+            with pytest.raises(ValueError, match=r"that of a recorded step|of at least 0"):
                 zo.replay(tmp_path / "a.zomopi", step=step)
 
     def test_the_journal_alone_travels(self, tmp_path):

@@ -11,14 +11,15 @@ from . import errors
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise unless `value` is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+    """Raise unless `value` is an integer of at least `least`, and of 64 bits."""
+    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not integer or not least <= value < 2**63:
         raise errors.not_a_count(name, value, least)
 
 
 def check_name(argument: str, value: Any, known: Iterable[str]) -> None:
     """Raise unless `value` is one of the known names."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise errors.unknown_name(argument, value, known)
 
 
@@ -31,7 +32,10 @@ def flag(name: str, value: Any) -> bool:
 
 def _number(name: str, value: Any, accept: Callable[[float], bool], what: str) -> float:
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond any float
+            number = math.inf
         if math.isfinite(number) and accept(number):
             return number
     raise errors.not_a_number(name, value, what)

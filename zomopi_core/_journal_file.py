@@ -109,6 +109,7 @@ class JournalFile:
     def __init__(self, path: Path, *, durable: bool = False) -> None:
         self.path, self.durable = path, durable
         self._owner = os.getpid()
+        _check_exists(path)
         self._lock = _locked(path)
         try:
             self._connection = _connect(path, write=True)
@@ -269,11 +270,18 @@ def _locked(path: Path) -> FileLock:
         return FileLock(lock_name(path))
     except BlockingIOError:
         raise errors.journal_locked(path) from None
+    except OSError as error:
+        raise errors.journal_not_locked(path, error) from error
+
+
+def _check_exists(path: Path) -> None:
+    # Unlike the method of a path, this raises for no name, however long.
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no journal {path}")
 
 
 def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no journal {path}")
+    _check_exists(path)
     if not path.is_file():
         raise errors.not_a_journal(path, "it is not a file")
     with open(path, "rb") as file:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 def option_of_method(name: str) -> ValueError:
@@ -86,8 +87,9 @@ def mixed_devices(devices: Iterable[str]) -> ValueError:
 
 
 def not_a_count(name: str, value: object, least: int = 1) -> ValueError:
-    """Explain that a count is not an integer or too small."""
-    return ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    """Explain that a count is not an integer, or too small or large."""
+    most = " and below 2**63" if isinstance(value, int) and value > least else ""
+    return ValueError(f"{name} must be an integer of at least {least}{most}, got {value!r:.40}")
 
 
 def not_a_number(name: str, value: object, what: str) -> ValueError:
@@ -436,6 +438,28 @@ def other_run(detail: str) -> JournalError:
     return JournalError(
         f"the journal does not fit this run: {detail}; it was written for another problem, or by "
         "a program that computes otherwise"
+    )
+
+
+def no_file_name(path: object) -> ValueError:
+    """Explain that a path names no file."""
+    return ValueError(f"journal must be the path of a file, got {path!r}; add the file's name")
+
+
+def no_folder(path: Path) -> JournalError:
+    """Explain that the folder of a new journal does not exist."""
+    return JournalError(f"{path} cannot be made: there is no folder {path.parent}; make it first")
+
+
+def journal_not_made(path: object, cause: object) -> JournalError:
+    """Explain that a new journal cannot be written."""
+    return JournalError(f"{path} cannot be written: {cause}; nothing was evaluated")
+
+
+def journal_not_locked(path: object, cause: object) -> JournalError:
+    """Explain that the file that stands for a journal's lock cannot be made."""
+    return JournalError(
+        f"{path} cannot be written: its lock cannot be made ({cause}); zo.replay needs none"
     )
 
 

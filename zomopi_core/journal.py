@@ -7,6 +7,7 @@ hands out the losses that were recorded, and from there on writes those that are
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -89,7 +90,7 @@ class Journal:
         check_name("on_error", self.on_error, ("warn", "raise"))
         as_python(
             self,
-            path=Path,
+            path=_file_name,
             snapshot_seconds=lambda value: positive("snapshot_seconds", value),
         )
 
@@ -98,9 +99,21 @@ class Journal:
         return Path(self.path)
 
 
+def _file_name(path: str | os.PathLike[str]) -> Path:
+    file = Path(path)
+    if not file.name or "\0" in str(file):
+        raise errors.no_file_name(path)
+    return file
+
+
 def as_journal(journal: Any) -> Journal | None:
-    """Return what `journal=` was given as a `Journal`."""
-    return journal if journal is None or isinstance(journal, Journal) else Journal(journal)
+    """Return what `journal=` was given as a `Journal`, None if there is none."""
+    return None if journal is None else needed_journal(journal)
+
+
+def needed_journal(journal: Any) -> Journal:
+    """Return what was given as a `Journal`, where one is needed."""
+    return journal if isinstance(journal, Journal) else Journal(journal)
 
 
 class Recorder:
@@ -165,17 +178,20 @@ class Recorder:
         header = describe(driver, x0, method, sampler, bounds, project, rules)
         path = journal._file
         snapshots = SnapshotFiles(path, header["run"])
-        if path.exists():
+        if os.path.lexists(path):
             raise errors.journal_exists(path)
+        if not os.path.isdir(path.parent):
+            raise errors.no_folder(path)
         try:
             # The start comes first: where there is a journal there is what it began with.
             if journal.snapshots:
                 snapshots.save(None, 0, {"x0": x0, "bounds": _storable(bounds)})
             file = create(path, header, durable=journal.durable)
         except (sqlite3.Error, OSError) as error:
-            if not path.exists():
-                snapshots.name(None).unlink(missing_ok=True)
-            raise errors.journal_failed(path, error) from error
+            if not os.path.lexists(path):
+                with contextlib.suppress(OSError):
+                    snapshots.name(None).unlink()
+            raise errors.journal_not_made(path, error) from error
         return cls(journal, file, header["run"], leaves_of(x0)[0])
 
     def _advance(self) -> None:

@@ -173,6 +173,12 @@ def invisible_fraction(x: Array, probe: Probe, smoothing: float) -> float:
     return float(sum(counts[1:], counts[0])) / _arrays.size(x)
 
 
+def check_callable(fun: Any) -> None:
+    """Raise unless `fun` can be called."""
+    if not callable(fun):
+        raise TypeError(f"fun must be callable, got {type(fun).__name__}")
+
+
 class Objective:
     """A user's function with its calling convention: counts its calls and checks what it returns.
 
@@ -190,8 +196,7 @@ class Objective:
     def __init__(
         self, fun: Callable[..., Any], *, vectorized: bool = False, structured: bool = False
     ) -> None:
-        if not callable(fun):
-            raise TypeError(f"fun must be callable, got {type(fun).__name__}")
+        check_callable(fun)
         self._fun = fun
         if vectorized and structured:
             raise errors.two_conventions()

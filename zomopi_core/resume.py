@@ -27,10 +27,10 @@ from ._snapshots import SnapshotFiles
 from ._tree import shapes
 from .constraints import Projection
 from .failures import Failures
-from .journal import Journal, Recorder, as_journal
+from .journal import Journal, Recorder, needed_journal
 from .method import Method, leaves_of, like_params
 from .minimize import drive
-from .objective import Objective, check_params
+from .objective import Objective, check_callable, check_params
 from .optimizer import Optimizer
 from .point import Point
 from .result import Iteration, Result
@@ -102,8 +102,8 @@ def resume(
     True
     >>> folder.cleanup()
     """
-    config = as_journal(journal)
-    assert config is not None
+    config = needed_journal(journal)
+    check_callable(fun)
     given = _Given(x0, method, seed, bounds, project)
     file = JournalFile(config._file, durable=config.durable)
     try:
@@ -130,8 +130,7 @@ def resume_optimizer(
     exact: bool,
 ) -> Optimizer:
     """Do the work of `Optimizer.resume`."""
-    config = as_journal(journal)
-    assert config is not None
+    config = needed_journal(journal)
     given = _Given(x0, method, seed, bounds, project)
     file = JournalFile(config._file, durable=config.durable)
     try:
@@ -187,12 +186,13 @@ def replay(
     ValueError
         If fewer steps are recorded.
     """
-    config = as_journal(journal)
-    assert config is not None
+    config = needed_journal(journal)
+    if step is not None:
+        check_count("step", step, 0)
     own = _Given(x0, method, seed, bounds, project)
     header, rows = read_journal(config._file)
     saved = _Saved(config._file, header, own, exact)
-    if step is not None and not 0 <= step <= sum(row.kind == "" for _, row in rows):
+    if step is not None and step > sum(row.kind == "" for _, row in rows):
         raise errors.not_a_number("step", step, "that of a recorded step")
     driver: Run | Optimizer
     driver = saved.run(_unrecorded) if header["driver"] == "minimize" else saved.optimizer()
