@@ -14,7 +14,7 @@ help:
 	@echo "make demo   train a classifier of handwritten digits from loss values alone"
 	@echo "make test   run the whole test suite"
 	@echo "make lint   ruff and mypy"
-	@echo "make torture  kill runs, mutate their files, run for long: ten minutes"
+	@echo "make torture  kill runs, mutate their files, run for long: 4 to 25 minutes"
 	@echo "make docs   build the documentation into docs/_build/html"
 	@echo "make bench  run the benchmarks"
 	@echo "make bench-compare BASE=commit  compare with a commit, fail where slower by FACTOR"
