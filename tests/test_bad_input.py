@@ -114,7 +114,7 @@ class TestMethod:
             ({"rank": 2.5}, "rank must be an integer of at least 1, got 2.5"),
             ({"rank": True}, "rank must be an integer of at least 1, got True"),
             ({"spectral_rank": 0}, "spectral_rank must be an integer of at least 1, got 0"),
-            ({"probes": 0}, "probes must be an integer of at least 1, got 0"),
+            ({"probes": 0}, "probes must be an integer of at least 2, got 0"),
             (
                 {"probes": 1, "difference": "leave-one-out"},
                 "probes must be an integer of at least 2, got 1",
