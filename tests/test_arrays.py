@@ -1,5 +1,6 @@
 """The low-rank update: one function, a fused call in each library."""
 
+import importlib.util
 import sys
 import tracemalloc
 import types
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from zomopi_core import _arrays
+from zomopi_core._arrays import products
 
 SHAPES = {
     "square": ((7, 7), (7, 3), (3, 7)),
@@ -26,13 +28,13 @@ SHAPES = {
 def how(request, monkeypatch):
     """Small arrays as large ones are treated: in blocks of rows, with BLAS and without."""
     if request.param != "as it is":
-        monkeypatch.setattr(_arrays, "_SHARED_PRODUCT", 0)
-        monkeypatch.setattr(_arrays, "_BLOCK", 16)
+        monkeypatch.setattr(products, "_SHARED_PRODUCT", 0)
+        monkeypatch.setattr(products, "_BLOCK", 16)
     if request.param == "blocks without SciPy":
-        monkeypatch.setattr(_arrays.importlib.util, "find_spec", lambda name: None)
-    _arrays._blas_product.cache_clear()
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    products._blas_product.cache_clear()
     yield request.param
-    _arrays._blas_product.cache_clear()
+    products._blas_product.cache_clear()
 
 
 def data(name, seed=0):
@@ -126,8 +128,8 @@ def test_memory_of_torch_that_forbids_a_view(decay, dtype):
 @pytest.mark.parametrize("scipy", [True, False])
 def test_makes_no_other_array_of_that_size(monkeypatch, scipy):
     if not scipy:
-        monkeypatch.setattr(_arrays.importlib.util, "find_spec", lambda name: None)
-    _arrays._blas_product.cache_clear()
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    products._blas_product.cache_clear()
     rng = np.random.default_rng(0)
     x, a, c = (
         rng.standard_normal(s, dtype=np.float32) for s in ((4096, 1024), (4096, 8), (8, 1024))
@@ -146,7 +148,7 @@ def test_makes_no_other_array_of_that_size(monkeypatch, scipy):
             )
     finally:
         tracemalloc.stop()
-        _arrays._blas_product.cache_clear()
+        products._blas_product.cache_clear()
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -190,7 +192,7 @@ class TestCupyCalls:
         x, a, c, change = data(name)
         given = np.array(x)
         out = {"new": None, "other": np.empty_like(given), "same": given}[place]
-        found = _arrays._update_cupy(given, a, c, -0.5, decay, out)
+        found = products._update_cupy(given, a, c, -0.5, decay, out)
         expected = (1 - (decay or 0)) * x - 0.5 * change
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
         assert len(cupy) == (0 if a is None else 3 if name == "stacked" else 1)
@@ -198,6 +200,6 @@ class TestCupyCalls:
     def test_16_bits(self, cupy):
         x, a, c, change = data("square")
         a, c = a.astype("f4"), c.astype("f4")
-        found = _arrays._update_cupy(x.astype("f2"), a, c, 0.01, None, None)
+        found = products._update_cupy(x.astype("f2"), a, c, 0.01, None, None)
         assert found.dtype == np.float16
         np.testing.assert_allclose(found, x.astype("f2") + 0.01 * change, rtol=5e-4, atol=1e-6)

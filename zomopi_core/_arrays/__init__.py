@@ -1,0 +1,101 @@
+"""What the array libraries do differently: the only place, beside `sampling`, that names one.
+
+Everything else is written against the namespace that `namespace` returns, which follows the
+Python array API standard.
+"""
+
+from .backends import (
+    LIBRARIES,
+    backend,
+    backend_of,
+    describe_backends,
+    installed,
+    installed_version,
+    surroundings,
+)
+from .cholesky import inverse_cholesky_factor
+from .compilation import compiled, full_precision, register_static
+from .conversions import detach, from_bytes, from_host, quiet, to_bytes, to_host, to_like
+from .memory import (
+    axis_order,
+    copy,
+    empty_like,
+    freeze,
+    has_meaning_of_its_own,
+    identity,
+    joined,
+    thaw,
+)
+from .namespaces import (
+    Array,
+    Namespace,
+    can_branch,
+    device,
+    dtype_name,
+    epsilon,
+    is_array,
+    is_complex,
+    is_real_floating,
+    largest_number,
+    library,
+    namespace,
+    on_gpu,
+    size,
+    synchronize,
+    transposed,
+    widest_float,
+    working_dtype,
+)
+from .products import blocks_of, low_rank_stack, low_rank_update, made_at_once, row_blocks
+
+__all__ = [
+    "LIBRARIES",
+    "Array",
+    "Namespace",
+    "axis_order",
+    "backend",
+    "backend_of",
+    "blocks_of",
+    "can_branch",
+    "compiled",
+    "copy",
+    "describe_backends",
+    "detach",
+    "device",
+    "dtype_name",
+    "empty_like",
+    "epsilon",
+    "freeze",
+    "from_bytes",
+    "from_host",
+    "full_precision",
+    "has_meaning_of_its_own",
+    "identity",
+    "installed",
+    "installed_version",
+    "inverse_cholesky_factor",
+    "is_array",
+    "is_complex",
+    "is_real_floating",
+    "joined",
+    "largest_number",
+    "library",
+    "low_rank_stack",
+    "low_rank_update",
+    "made_at_once",
+    "namespace",
+    "on_gpu",
+    "quiet",
+    "register_static",
+    "row_blocks",
+    "size",
+    "surroundings",
+    "synchronize",
+    "thaw",
+    "to_bytes",
+    "to_host",
+    "to_like",
+    "transposed",
+    "widest_float",
+    "working_dtype",
+]
