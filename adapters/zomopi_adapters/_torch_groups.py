@@ -59,6 +59,28 @@ def storage(tensor: Tensor) -> Any:
         return id(tensor)
 
 
+def prepared(groups: list[dict[str, Any]], known: set[Any]) -> list[dict[str, Any]]:
+    """Leave out what is frozen for good and what is `known`, which grows; keep the rest."""
+    kept = []
+    for group in groups:
+        pairs = []
+        for name, param in zip(group["names"], group["params"], strict=True):
+            if not param.requires_grad or storage(param) in known:
+                continue
+            if not param.is_floating_point() or param.is_complex():
+                raise errors.not_floating(name, param.dtype)
+            if param.numel() == 0:
+                continue
+            known.add(storage(param))
+            pairs.append((name, param))
+        if pairs:
+            names, params = zip(*sorted(pairs, key=lambda pair: pair[0]), strict=True)
+            kept.append({**group, "names": list(names), "params": list(params)})
+    if not kept:
+        raise errors.nothing_to_train()
+    return kept
+
+
 def method_of(
     group: Mapping[str, Any], general: Mapping[str, Any]
 ) -> tuple[Method, float | str | None, set[str]]:

@@ -13,7 +13,7 @@ from zomopi_core.rule import LeafState
 from zomopi_core.sampling import Randomness
 
 from . import _torch_errors as errors
-from ._torch_leaf import Leaf, Source
+from ._torch_leaf import Leaf
 
 VERSION = 2
 # What leaves keep beside the state of their method, in its precision.
@@ -159,24 +159,3 @@ def _load(leaf: Leaf, entry: Mapping[str, Any]) -> None:
         extra["reference"] = entry["reference"]
     leaf.load_extra(extra)
     leaf.probe, leaf.scale, leaf._held = None, 0.0, None
-
-
-# Rows on which a probe is looked at.
-_ROWS = 64
-
-
-def invisible_fraction(leaf: Leaf, source: Source, smoothing: float) -> float:
-    """Return the fraction of entries that the first probe does not change, on the first rows."""
-    x = leaf.param.detach()
-    varying = leaf.varying(source, 0)
-    if leaf.kind == "full":
-        x, probe = x.reshape(-1), varying.reshape(-1)
-        x, probe = x[: _ROWS**2], probe[: _ROWS**2]
-    else:
-        left, right = leaf.product(varying)
-        if left.ndim > 2:  # of a stack, the first matrix
-            left, right = left.flatten(0, -3)[0], right.flatten(0, -3)[0]
-        probe = left[:_ROWS] @ right
-        x = x.reshape(-1, left.shape[0], right.shape[1])[0, :_ROWS]
-    moved = (x.to(probe.dtype) + smoothing * probe).to(x.dtype)
-    return float((moved == x).float().mean())

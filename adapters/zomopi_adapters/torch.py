@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zomopi_core.errors import NonFiniteLossError, PrecisionWarning, invisible_probe, missing_extra
+from zomopi_core.errors import NonFiniteLossError, missing_extra
 
 try:
     import torch
@@ -21,15 +21,13 @@ from torch import Tensor, nn
 
 from zomopi_core import _arrays
 from zomopi_core._checks import check_count, check_name
-from zomopi_core.estimator import _HEADROOM, FiniteDifference, Weighted
+from zomopi_core.estimator import FiniteDifference
 from zomopi_core.journal import Journal, as_journal
 from zomopi_core.losses import join_losses
 from zomopi_core.method import Method
-from zomopi_core.rule import advance_all, has_started
+from zomopi_core.rule import has_started
 from zomopi_core.sampling import Randomness, Sampler
 from zomopi_core.subspace import Sketch
-from zomopi_core.tuning import Verdict
-from zomopi_core.update import Change
 
 from . import _torch_errors as errors
 from . import _torch_groups as groups_
@@ -45,14 +43,12 @@ from ._torch_overlay import NotBatchableError, Overlaid, OverlaidForward, Overla
 from ._torch_reference import Referenced
 from ._torch_scope import Replay, forget_casts, own_arithmetic, uninterrupted
 from ._torch_slices import per_probe, tiled
+from ._torch_step import accept, advance, warn_of_invisible_probes
 from ._torch_tuning import Tuner, fit_memories
 
 __all__ = ["ZOMOPI", "default_groups", "per_probe", "tiled"]
 
 log = logging.getLogger("zomopi")
-
-# As in the core's optimizer: a probe of which half of the entries vanish says more about rounding.
-_INVISIBLE = 0.5
 
 
 class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
@@ -190,7 +186,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         self._stores: set[Any] = set()
         self._taken: set[str] = set()
         defaults = {"lr": _factor(lr), "frozen": False}
-        super().__init__(self._prepared(groups_.named(params)), defaults)
+        super().__init__(groups_.prepared(groups_.named(params), self._stores), defaults)
         self._check_options()
         if not self._leaves:
             raise errors.nothing_to_train()
@@ -211,27 +207,6 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
 
     # Groups and leaves
 
-    def _prepared(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Leave out what is frozen for good and what was there before; keep the rest."""
-        kept = []
-        for group in groups:
-            pairs = []
-            for name, param in zip(group["names"], group["params"], strict=True):
-                if not param.requires_grad or groups_.storage(param) in self._stores:
-                    continue
-                if not param.is_floating_point() or param.is_complex():
-                    raise errors.not_floating(name, param.dtype)
-                if param.numel() == 0:
-                    continue
-                self._stores.add(groups_.storage(param))
-                pairs.append((name, param))
-            if pairs:
-                names, params = zip(*sorted(pairs, key=lambda pair: pair[0]), strict=True)
-                kept.append({**group, "names": list(names), "params": list(params)})
-        if not kept:
-            raise errors.nothing_to_train()
-        return kept
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as `torch.optim.Optimizer.add_param_group` does.
 
@@ -243,7 +218,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         """
         group = dict(param_group)
         if "names" not in group:
-            (group,) = self._prepared(groups_.named([group]))
+            (group,) = groups_.prepared(groups_.named([group]), self._stores)
         made, lr, taken = groups_.method_of(group, self._options)
         self._taken |= taken
         if self._basis is not None and not isinstance(made.matrices.subspace, Sketch):
@@ -435,11 +410,14 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                 tuning, verdict = tuner.told(coefficients, joined, leaves, run.source)
                 if not verdict.usable:
                     coefficients = coefficients * math.nan
-                moved = self._advance(run, coefficients)
+                moved, alive = advance(estimator, self._started, leaves, run.source, coefficients)
                 with uninterrupted():
                     if self._journal is not None:
                         self._journal.record(self, joined, count)
-                    self._accept(run, *moved, verdict)
+                    accept(leaves, run.source, moved, verdict)
+                    alive = _arrays.to_like(alive, self._started)
+                    self._started = has_started(self._started, alive)
+                    self._step += 1
                     tuner.tuning = tuner.begun(tuning, leaves, run.source)
         except BaseException:
             run.back()
@@ -477,7 +455,9 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                 self._refreshed_at = step
         if not self._warned and (due or step == 0):
             with own_arithmetic(run.kinds):
-                self._warn_of_invisible_probes(run)
+                assert self._tuner is not None
+                width = self._tuner.estimator.width
+                self._warned = warn_of_invisible_probes(leaves, run.source, width)
 
     def _take_recorded(self, losses: Tensor) -> None:
         """Take a step whose losses are known; weights move through all its points."""
@@ -541,64 +521,6 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                 self.batched = False
                 run.replay.rewind()
         return run.one_by_one()
-
-    def _advance(
-        self, run: Evaluator, coefficients: Any
-    ) -> tuple[list[tuple[Any, Change]], Tensor]:
-        """Return the new states and steps of all leaves, and whether there is an estimate."""
-        estimator, source = self._estimator, run.source
-        assert estimator is not None
-        momenta = [leaf.state.momentum for leaf in run.leaves]
-        wide, narrow = min(momenta, key=_arrays.epsilon), max(momenta, key=_arrays.epsilon)
-        limit = _arrays.largest_number(narrow) * _HEADROOM
-        weighted = estimator.weigh(_arrays.to_like(coefficients, wide), limit)
-        states, gradients, flags = [], [], []
-        for leaf in run.leaves:
-            like = leaf.state.momentum
-            own = Weighted(*(None if w is None else _arrays.to_like(w, like) for w in weighted))
-            block = leaf.block(source, estimator.probes)
-            gradients.append(estimator.gradient(own, block))
-            frame = leaf.rule.subspace.observe(leaf.state.frame, block, own)
-            del block
-            states.append(
-                leaf.state if frame is leaf.state.frame else leaf.state._replace(frame=frame)
-            )
-            flags.append((own.alive, _arrays.to_like(self._started, like)))
-        rules, rates = zip(*((x.rule, x.rate(source)) for x in run.leaves), strict=True)
-        draws = [(source.random, leaf.index, source.step) for leaf in run.leaves]
-        moved = advance_all(rules, states, gradients, flags, rates, draws)
-        return moved, weighted.alive
-
-    def _accept(
-        self, run: Evaluator, moved: list[tuple[Any, Change]], alive: Tensor, verdict: Verdict
-    ) -> None:
-        for leaf, (state, change) in zip(run.leaves, moved, strict=True):
-            if verdict.best:
-                leaf.remember()
-            if verdict.retreat:
-                leaf.move(run.source, None, 0.0)
-                leaf.retreat()
-            else:
-                leaf.accept(run.source, change)
-            leaf.set_state(state)
-            leaf.direct(change, state)
-        alive = _arrays.to_like(alive, self._started)
-        self._started = has_started(self._started, alive)
-        self._step += 1
-
-    def _warn_of_invisible_probes(self, run: Evaluator) -> None:
-        """Warn, once, if adding a probe leaves most entries of a weight as they are."""
-        assert self._tuner is not None
-        smoothing = self._tuner.estimator.width
-        for leaf in run.leaves:
-            if isinstance(leaf, Overlaid):
-                continue
-            fraction = state_.invisible_fraction(leaf, run.source, smoothing)
-            if fraction > _INVISIBLE:
-                self._warned = True
-                message = invisible_probe(leaf.name, leaf.param.dtype, fraction)
-                warnings.warn(message, PrecisionWarning, stacklevel=4)
-                return
 
     # What is beside the weights
 

@@ -1,0 +1,98 @@
+"""From the losses of a step to moved parameters: estimate, states, steps; the precision guard."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import Tensor
+
+from zomopi_core import _arrays
+from zomopi_core.errors import PrecisionWarning, invisible_probe
+from zomopi_core.estimator import _HEADROOM, FiniteDifference, Weighted
+from zomopi_core.rule import LeafState, advance_all
+from zomopi_core.tuning import Verdict
+from zomopi_core.update import Change
+
+from ._torch_leaf import Leaf, Source
+from ._torch_overlay import Overlaid
+
+# As in the core's optimizer: a probe of which half of the entries vanish says more about rounding.
+_INVISIBLE = 0.5
+# Rows on which a probe is looked at.
+_ROWS = 64
+
+Moved = list[tuple[LeafState, Change]]
+
+
+def advance(
+    estimator: FiniteDifference,
+    started: Tensor,
+    leaves: list[Leaf],
+    source: Source,
+    coefficients: Any,
+) -> tuple[Moved, Tensor]:
+    """Return the new states and steps of all leaves, and whether there is an estimate."""
+    momenta = [leaf.state.momentum for leaf in leaves]
+    wide, narrow = min(momenta, key=_arrays.epsilon), max(momenta, key=_arrays.epsilon)
+    limit = _arrays.largest_number(narrow) * _HEADROOM
+    weighted = estimator.weigh(_arrays.to_like(coefficients, wide), limit)
+    states, gradients, flags = [], [], []
+    for leaf in leaves:
+        like = leaf.state.momentum
+        own = Weighted(*(None if w is None else _arrays.to_like(w, like) for w in weighted))
+        block = leaf.block(source, estimator.probes)
+        gradients.append(estimator.gradient(own, block))
+        frame = leaf.rule.subspace.observe(leaf.state.frame, block, own)
+        del block
+        states.append(
+            leaf.state if frame is leaf.state.frame else leaf.state._replace(frame=frame)
+        )
+        flags.append((own.alive, _arrays.to_like(started, like)))
+    rules, rates = zip(*((x.rule, x.rate(source)) for x in leaves), strict=True)
+    draws = [(source.random, leaf.index, source.step) for leaf in leaves]
+    return advance_all(rules, states, gradients, flags, rates, draws), weighted.alive
+
+
+def accept(leaves: list[Leaf], source: Source, moved: Moved, verdict: Verdict) -> None:
+    """Take the step, or go back to the best iterate."""
+    for leaf, (state, change) in zip(leaves, moved, strict=True):
+        if verdict.best:
+            leaf.remember()
+        if verdict.retreat:
+            leaf.move(source, None, 0.0)
+            leaf.retreat()
+        else:
+            leaf.accept(source, change)
+        leaf.set_state(state)
+        leaf.direct(change, state)
+
+
+def warn_of_invisible_probes(leaves: list[Leaf], source: Source, smoothing: float) -> bool:
+    """Warn, and return True, if adding a probe leaves most entries of a weight as they are."""
+    for leaf in leaves:
+        if isinstance(leaf, Overlaid):
+            continue
+        fraction = invisible_fraction(leaf, source, smoothing)
+        if fraction > _INVISIBLE:
+            message = invisible_probe(leaf.name, leaf.param.dtype, fraction)
+            warnings.warn(message, PrecisionWarning, stacklevel=5)
+            return True
+    return False
+
+
+def invisible_fraction(leaf: Leaf, source: Source, smoothing: float) -> float:
+    """Return the fraction of entries that the first probe does not change, on the first rows."""
+    x = leaf.param.detach()
+    varying = leaf.varying(source, 0)
+    if leaf.kind == "full":
+        x, probe = x.reshape(-1), varying.reshape(-1)
+        x, probe = x[: _ROWS**2], probe[: _ROWS**2]
+    else:
+        left, right = leaf.product(varying)
+        if left.ndim > 2:  # of a stack, the first matrix
+            left, right = left.flatten(0, -3)[0], right.flatten(0, -3)[0]
+        probe = left[:_ROWS] @ right
+        x = x.reshape(-1, left.shape[0], right.shape[1])[0, :_ROWS]
+    moved = (x.to(probe.dtype) + smoothing * probe).to(x.dtype)
+    return float((moved == x).float().mean())
