@@ -117,11 +117,15 @@ class TestTrainer:
         assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-4)
 
     @pytest.mark.parametrize(
-        ("binding", "dtype"), [("in_place", torch.float32), ("overlay", torch.bfloat16)]
-    )
-    def test_resumes_to_the_bit(self, tmp_path, binding, dtype):
-        options = {"save_strategy": "steps", "save_steps": 3, "zero_order":
-                   {"binding": binding, "refresh_every": 2, "smoothing": 0.05}}  # fmt: skip
+        ("binding", "dtype", "rate"),
+        [
+            ("in_place", torch.float32, {}), ("overlay", torch.bfloat16, {}),
+            ("in_place", torch.float32, {"lr": "auto"}),
+        ],
+    )  # fmt: skip
+    def test_resumes_to_the_bit(self, tmp_path, binding, dtype, rate):
+        own = {"binding": binding, "refresh_every": 4, "smoothing": 0.05, **rate}
+        options = {"save_strategy": "steps", "save_steps": 3, "zero_order": own}
         whole = trainer(tmp_path / "whole", tiny(dtype, 0.1), dropout=True, **options)
         whole.train()
         again = trainer(tmp_path / "whole", tiny(dtype, 0.1), dropout=True, **options)
