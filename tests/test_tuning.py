@@ -75,6 +75,14 @@ class TestFunctions:
         assert result.fun < left * START
         assert np.max(np.abs(result.x)) < radius
 
+    @pytest.mark.parametrize("seed", range(6))
+    def test_edge_of_the_domain(self, seed):
+        """Near the solution most probes fail, time after time."""
+        result, _ = minimize(
+            lambda x: distance(x) if np.max(np.abs(x)) < 1.05 else np.nan, seed=seed
+        )
+        assert result.fun < 1e-4 * START
+
     def test_domain_left_behind(self):
         """Only the iterate of a given step lies outside: it comes back to the best one."""
         calls = []

@@ -94,8 +94,7 @@ class AdaptiveRank(PowerIteration):
         measured.append(inner / xp.where(norm > 0, norm, 1.0))
         count = kept.count + alive
         # A plain mean at first; the first estimate of all meets no momentum and says nothing.
-        seen = xp.where(count < _AVERAGE, xp.where(count > 1, count - 1.0, 1.0), _AVERAGE)
-        pace = alive / xp.where(alive > seen, alive, seen)
+        pace = alive / xp.where(count < _AVERAGE, xp.where(count > 1, count - 1.0, 1.0), _AVERAGE)
         slopes = kept.slopes + pace * (xp.stack(measured, axis=-1) - kept.slopes)
         choice = self._choose(kept.choice, slopes)
         return Spectrum(kept.right, kept.left, slopes, choice, count)

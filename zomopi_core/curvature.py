@@ -92,5 +92,5 @@ class DiagonalMetric(Subspace):
         xp = _arrays.namespace(frame)
         squares = xp.reshape(coordinates * coordinates, (coordinates.shape[0], -1))
         mean = (weighted.curvature * weighted.weight) @ squares
-        factor = weighted.alive * (0.5 * xp.reshape(mean, frame.shape) - 1.0)
+        factor = 0.5 * xp.reshape(mean, frame.shape) - weighted.alive
         return frame * (1.0 + self.rate * factor)

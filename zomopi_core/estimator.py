@@ -57,10 +57,7 @@ class Weighted(NamedTuple):
     weight : 0-d array
         Factor of the sum: 1 over the number of valid probes (less one for leave-one-out).
     alive : 0-d array
-        What the step is worth: the number by which the sum is divided, over that without
-        failures. 1 where no probe failed, 0 where the step must change nothing. Momentum and
-        iterate go on by this part, so that memory and distance are counted in evaluations that
-        were of use, and an estimate from few of them is no louder than one from many.
+        1 where there is an estimate at all, 0 where the step must change nothing.
     curvature : array of shape (N,), or None
     """
 
@@ -190,8 +187,7 @@ class FiniteDifference:
         alive = xp.astype(count > 0, c.dtype)
         # one over the count where there is one, without a division by zero elsewhere
         weight = alive / (alive * count + (1.0 - alive))
-        part = count / (c.shape[0] - (self.difference == "leave-one-out"))
-        return Weighted(xp.where(valid, c, 0.0), weight, alive * part)
+        return Weighted(xp.where(valid, c, 0.0), weight, alive)
 
     def gradient(self, weighted: Weighted, coordinates: Array) -> Array:
         """Return ``weight * sum_i c_i B_i`` for coordinates of shape (N, ...)."""

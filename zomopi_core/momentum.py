@@ -49,8 +49,7 @@ class Momentum(Protocol):
         kept
             What `init` or the last update returned.
         alive : 0-d array
-            The part of the step's probes that is valid: M goes on by this part of a step. 0 where
-            the step has no estimate: then all stays as it is, to the bit.
+            0 where the step has no estimate: then all stays as it is, to the bit.
         started : 0-d array
             0 where no estimate came before this one, else 1.
         """
@@ -107,11 +106,8 @@ class ExponentialAverage(Momentum):
             weights = xp.where(kept < 1, 1.0 - kept, 1.0)
             momentum = momentum + (alive * (1.0 - self.beta) / weights) * (gradient - momentum)
             return momentum, kept, momentum
-        pace = alive * (1.0 - self.beta)
-        if not self.from_zero:
-            first = _arrays.namespace(gradient).astype(alive > 0, alive.dtype)
-            pace = pace * started + first * (1.0 - started)
-        momentum = momentum + pace * (gradient - momentum)
+        beta = self.beta if self.from_zero else self.beta * started
+        momentum = momentum + (alive * (1.0 - beta)) * (gradient - momentum)
         return momentum, None, momentum
 
 

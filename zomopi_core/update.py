@@ -330,7 +330,7 @@ class Update:
         alive: Array,
         gradient: Array,
     ) -> tuple[Change, Array | None]:
-        """Return the step along ``left @ right``, the part `alive` of it, and the unit."""
+        """Return the step along ``left @ right``, nothing where `alive` is 0, and the unit."""
         rate = alive * rate
         if unit is not None:
             rate = rate * unit
@@ -392,7 +392,7 @@ class NormAdaptive(Update):
         largest = xp.max(xp.abs(gradient))
         scaled = gradient / xp.where(largest > 0, largest, 1.0)
         norm = largest * xp.sqrt(xp.sum(scaled * scaled))
-        norm = -_maximum(-norm, -self.clip)
-        unit = xp.sqrt(unit * unit + alive * norm * norm)
+        norm = alive * -_maximum(-norm, -self.clip)
+        unit = xp.sqrt(unit * unit + norm * norm)
         rate = alive * _maximum(rate * norm / unit, self.floor)
         return self._change(left, right, rate), unit
