@@ -38,9 +38,11 @@ class Faulty:
         self.file, self.at, self.act = file, at, act
 
     def __call__(self, x):
-        with open(self.file, "ab") as file:
+        # Unbuffered, as the length after one's own byte is no other call's, whoever writes beside.
+        with open(self.file, "ab", buffering=0) as file:
             file.write(b".")
-        if self.at == "always" or os.path.getsize(self.file) in self.at:
+            number = file.tell()
+        if self.at == "always" or number in self.at:
             self.act()
         return loss(x)
 
