@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import zomopi_core as zo
-from zomopi_core import _header, _journal_file
+from zomopi_core import _header, _journal_file, evaluation
 
 TARGET = np.outer(np.arange(6.0), np.ones(4)) / 6
 X0 = np.zeros((6, 4))
@@ -197,6 +197,27 @@ class TestSameBits:
         plain = zo.minimize(loss, X0, **options)
         result, _ = broken_and_resumed(tmp_path / "a.zomopi", loss, X0, 200, **options)
         same(result, plain)
+
+    @pytest.mark.parametrize("library", ["numpy", "torch"])
+    @pytest.mark.parametrize("snapshots", [True, False])
+    def test_points_made_of_points(self, tmp_path, make_backend, library, snapshots, monkeypatch):
+        """In the middle of a step, some of whose losses were recorded."""
+        monkeypatch.setattr(evaluation, "SLOW_SECONDS", 0.0)
+        backend = make_backend(library)
+        target = backend.array(np.random.default_rng(0).standard_normal((150, 120)), "float32")
+
+        def fun(x):
+            return float(((x - target) ** 2).mean())
+
+        x0 = backend.array(np.zeros((150, 120)), "float32")
+        method = zo.zo_mopi(learning_rate=0.1, rank=8, probes=5)
+        options = {"method": method, "max_queries": 80, "reuse_buffers": True}
+        plain = zo.minimize(fun, x0, **options)
+        for at in (27, 34):
+            path = tmp_path / f"{at}.zomopi"
+            result, calls = broken_and_resumed(path, fun, x0, at, snapshots, **options)
+            same(result, plain)
+            assert calls == plain.nfev + 1
 
     def test_target_and_stagnation(self, tmp_path):
         options = {"max_queries": 4000, "seed": 3, "target": 0.05, "stagnation": 400}

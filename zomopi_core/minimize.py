@@ -112,8 +112,9 @@ def minimize(
         supports ``P @ W``, ``W @ P``, ``P.T`` and rows; products with matrices that stay the same
         cost little more for all points of a step than for one.
     reuse_buffers : bool
-        Whether all points are made in the same memory, which saves allocating it for each: `fun`
-        must not keep the array that it gets, nor a callback the iterate.
+        Whether all points are made in the same memory, mostly one of the other, which saves
+        allocating it and copying X for each: `fun` must not keep the array that it gets or change
+        it (NumPy arrays are read-only), nor a callback keep the iterate.
     bounds : (low, high), optional
         Applied to the iterate after each step: numbers, arrays, or dicts of them, None leaves a
         side open. The points at which `fun` is evaluated may lie outside by a probe;

@@ -76,7 +76,9 @@ class Optimizer:
     reuse_buffers : bool
         Whether the points of `ask` share one piece of memory and iterates take turns in theirs,
         which saves the time of allocating them. A point is then good until the next one is made,
-        and `x` until the next step: copy what you keep.
+        and `x` until the next step: copy what you keep. Nor may a point be changed, as the
+        next one is made of it: NumPy arrays are read-only, and a Torch tensor that was changed
+        in place is made again.
     journal : str, path or Journal, optional
         File in which every `tell` is recorded before its step is taken, so that
         `Optimizer.resume` goes on after a crash. It must not exist.
@@ -605,12 +607,11 @@ class Optimizer:
         """
         arrays, binding = leaves_of(point), self._binding
         own = all(x is y for x, y in zip(arrays, leaves_of(self.x), strict=True))
-        if own and binding.reuse_buffers and not self._handed_over:
+        may_be_given = own and binding.reuse_buffers and not self._handed_over
+        if may_be_given and all(_arrays.thaw(x) for x in arrays):
             self._handed_over = True
-            return like_params(point, [_arrays.thaw(x) for x in arrays])
-        copies = binding.copy(arrays)
-        binding.surrender()
-        return like_params(point, copies)
+            return point
+        return like_params(point, binding.surrender(arrays))
 
     def _direction(self, state: State, step: tuple[Change, ...]) -> tuple[Change, ...]:
         """Return the step for rate 1, nothing where the rate is given."""

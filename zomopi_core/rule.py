@@ -39,6 +39,10 @@ class LeafState(NamedTuple):
     unit: Array | None
 
 
+#: a perturbation's number and what multiplies it
+Displacement = tuple[int, float]
+
+
 class Probe(NamedTuple):
     """All N perturbations of one leaf, ``left @ right``; one factor has a first axis of length N.
 
@@ -65,6 +69,19 @@ class Probe(NamedTuple):
         if self.left is None or self.shares_frame:
             return self.left, self.right[i, ...]
         return self.left[i, ...], self.right
+
+    def way(self, start: Displacement, end: Displacement) -> tuple[Array | None, Array, float]:
+        """Return the factors of ``t P_j - s P_i``, and what multiplies their product.
+
+        The perturbations share a factor, so that the rank is that of one.
+        """
+        (i, s), (j, t) = start, end
+        left, right = self.factors(j)
+        if i == j:
+            return left, right, t - s
+        if self.left is None or self.shares_frame:
+            return left, right - (s / t) * self.right[i, ...], t
+        return self.left[j, ...] - (s / t) * self.left[i, ...], right, t
 
 
 class Averaged(NamedTuple):

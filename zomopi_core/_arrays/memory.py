@@ -54,14 +54,41 @@ def freeze(x: Array) -> Array:
     return x
 
 
-def thaw(x: Array) -> Array:
-    """Return memory like `x`, known to the caller alone: `x` itself where it can be opened."""
+def thaw(x: Array) -> bool:
+    """Allow changes of `x` in place again; tell whether they are allowed now."""
     if isinstance(x, np.ndarray):
         try:
             x.flags.writeable = True
         except ValueError:  # what was unpickled lies in memory of its own kind
-            return np.empty_like(x)
-    return x
+            return False
+    return True
+
+
+def read_only(x: Array) -> Array:
+    """Return `x` for somebody who must not change it; a NumPy array says so if he tries."""
+    return freeze(x.view()) if isinstance(x, np.ndarray) else x
+
+
+def changes_in_place(x: Array) -> bool:
+    """Tell whether the library of `x` writes into its arrays."""
+    return isinstance(x, np.ndarray) or library(namespace(x)) in WRITABLE
+
+
+def lies_in_rows(x: Array) -> bool:
+    """Tell whether `x` lies in memory in C order without gaps, as results are written."""
+    if isinstance(x, np.ndarray):
+        return x.flags.c_contiguous
+    kind = library(namespace(x))
+    if kind == "torch":
+        return bool(x.is_contiguous())
+    return kind not in WRITABLE or bool(x.flags.c_contiguous)
+
+
+def changes(x: Array) -> int:
+    """Return how often `x` was changed in place, where its library counts that; else 0."""
+    if compat.is_torch_array(x) and not x.is_inference():
+        return int(x._version)
+    return 0
 
 
 def has_meaning_of_its_own(x: Array) -> bool:

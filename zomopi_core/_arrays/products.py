@@ -228,6 +228,13 @@ def _update_torch(
             # New memory is contiguous, whatever that of x is.
             out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
             x = torch.mul(x, 1.0 - decay, out=out)
+        if out is x:
+            place = out.view(shape)
+            if len(left) > 1:
+                place.baddbmm_(left, right)
+            else:  # `addmm` copies even x to itself
+                place[0].addmm_(left[0], right[0])
+            return out
         view = None if out is None else out.view(shape)
         if len(left) > 1:
             product = torch.baddbmm(x.reshape(shape), left, right, out=view)
