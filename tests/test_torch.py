@@ -263,6 +263,35 @@ class TestGroups:
         optimizer.step(objective(model))
         assert float(step_size(model[0].weight, start, 4)) == pytest.approx(0.5, rel=1e-9)
 
+    def test_a_group_that_is_refused_leaves_nothing_behind(self):
+        model = network()
+        optimizer = ZOMOPI(model[3].named_parameters(), lr=0.05)
+        other = {"params": [("first", model[0].weight)]}
+        with torch.no_grad():
+            model[0].weight[0, 0] = torch.nan
+        with pytest.raises(ValueError, match="first holds NaN"):
+            optimizer.add_param_group(other)
+        assert len(optimizer.param_groups) == len(optimizer.state_dict()["param_groups"]) == 1
+        with torch.no_grad():
+            model[0].weight[0, 0] = 0.0
+        optimizer.step(objective(model))
+        optimizer.add_param_group(other)
+        start = model[0].weight.detach().clone()
+        optimizer.step(objective(model))
+        assert not torch.equal(model[0].weight, start)
+
+    def test_a_group_that_cannot_be_batched_is_refused(self):
+        model = network()
+        optimizer = ZOMOPI(
+            model[3].named_parameters(), lr=0.05, model=model, binding="overlay", batched=True,
+            probes=2, smoothing=1e-3,
+        )  # fmt: skip
+        with pytest.raises(ValueError, match=r"binding='overlay' for all parameters.* first"):
+            optimizer.add_param_group(
+                {"params": [("first", model[0].weight)], "method": "mezo", "lr": 1e-3}
+            )
+        assert [leaf.name for leaf in optimizer._leaves] == ["bias", "weight"]
+
     def test_tied_weights_are_taken_once(self):
         first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
         second.weight = first.weight

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from zomopi_adapters._torch_leaf import rounded  # noqa: E402
+from zomopi_adapters._torch_accumulating import rounded  # noqa: E402
 from zomopi_adapters._torch_reference import Referenced  # noqa: E402
 from zomopi_adapters.torch import ZOMOPI  # noqa: E402
 
@@ -194,7 +194,7 @@ class TestPath:
     def test_large_matrices_are_written_in_blocks(self, monkeypatch):
         ends = []
         for block in (2**22, 40):
-            monkeypatch.setattr("zomopi_adapters._torch_leaf._BLOCK", block)
+            monkeypatch.setattr("zomopi_adapters._torch_accumulating._BLOCK", block)
             weight = weights(torch.bfloat16, 16, 12)
             optimizer = ZOMOPI([weight], lr=0.05, rank=4, refresh_every=100, smoothing=0.02)
             for _ in range(3):

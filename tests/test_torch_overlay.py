@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import inspect
 import io
+import shutil
 import warnings
 
 import pytest
@@ -623,6 +624,30 @@ class TestSurroundings:
                 optimizer.step(objective(run))
             optimizer.detach()
         assert_same(model, dict(expected.named_parameters()))
+
+    @pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+    def test_machine_code_sees_the_weights_move(self, tmp_path, monkeypatch):
+        """The default backend: one graph for all probes and steps, as weights are its inputs."""
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+        torch._dynamo.reset()
+        expected, model, graphs = network(), network(), []
+
+        def backend(graph, inputs):
+            from torch._inductor.compile_fx import compile_fx
+
+            graphs.append(graph)
+            return compile_fx(graph, inputs)
+
+        for m, run in ((expected, expected), (model, torch.compile(model, backend=backend))):
+            optimizer = ZOMOPI(m, lr=0.05, rank=2, refresh_every=3)
+            for _ in range(5):
+                optimizer.step(objective(run))
+        assert_same(model, dict(expected.named_parameters()))
+        assert len(graphs) == 1
+        optimizer = ZOMOPI(model, lr=0.05, rank=2, binding="overlay")
+        optimizer.step(objective(run))  # runs eagerly
+        assert len(graphs) == 1
 
     def test_compiled_models_whose_parameters_alone_are_known(self):
         expected, model = network(), network()

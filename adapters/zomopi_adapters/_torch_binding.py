@@ -12,7 +12,8 @@ from zomopi_core.sampling import Randomness
 
 from . import _torch_errors as errors
 from ._torch_groups import Carrier
-from ._torch_leaf import HALF, InPlace, Leaf
+from ._torch_in_place import InPlace
+from ._torch_leaf import HALF, Leaf
 from ._torch_overlay import Overlaid
 from ._torch_reference import Referenced
 

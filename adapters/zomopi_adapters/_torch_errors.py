@@ -92,6 +92,13 @@ def tuned_without_frames(name: str) -> ValueError:
     )
 
 
+def needs_frames(name: str) -> ValueError:
+    """Explain that a method has no frames that activations could span."""
+    return ValueError(
+        f"sketch='activation' needs a method with frames, such as zo_mopi; {name} has none"
+    )
+
+
 def different_estimators() -> ValueError:
     """Explain that groups disagree on how the loss is probed."""
     return ValueError(
@@ -149,9 +156,9 @@ def wrong_checkpoint(detail: str) -> ValueError:
     )
 
 
-def nonfinite_parameter(name: str) -> ValueError:
-    """Explain that a parameter holds NaN or infinity."""
-    return ValueError(f"{name} holds NaN or infinity; start from finite numbers")
+def same_name(name: str) -> ValueError:
+    """Explain that names must tell parameters apart."""
+    return ValueError(f"two parameters are named {name!r}; give each a name of its own")
 
 
 def wrong_journal(detail: str) -> JournalError:

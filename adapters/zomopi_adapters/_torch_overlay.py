@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 from zomopi_core.update import Change
 
-from ._torch_leaf import HALF, Accumulating, Source
+from ._torch_accumulating import Accumulating
+from ._torch_leaf import HALF, Source
 
 Handler = Callable[..., Any]
 

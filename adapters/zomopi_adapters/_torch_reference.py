@@ -9,7 +9,8 @@ from torch import Tensor
 
 from zomopi_core.update import Change
 
-from ._torch_leaf import Accumulating, Source
+from ._torch_accumulating import Accumulating
+from ._torch_leaf import Source
 
 
 class Referenced(Accumulating):

@@ -33,14 +33,12 @@ from . import _torch_errors as errors
 from . import _torch_groups as groups_
 from . import _torch_state as state_
 from ._torch_activation import ActivationBasis
-from ._torch_binding import Choice, overlay_places
 from ._torch_evaluate import Closure, Evaluator, mean_of_finite
-from ._torch_groups import Carrier, default_groups
+from ._torch_groups import default_groups
 from ._torch_journal import StepJournal, replay_step
-from ._torch_layers import HANDLERS, low_rank
 from ._torch_leaf import Leaf, Source
-from ._torch_overlay import NotBatchableError, Overlaid, OverlaidForward, Overlay
-from ._torch_reference import Referenced
+from ._torch_overlay import NotBatchableError
+from ._torch_parameters import Parameters
 from ._torch_scope import Replay, forget_casts, own_arithmetic, uninterrupted
 from ._torch_slices import per_probe, tiled
 from ._torch_step import accept, advance, warn_of_invisible_probes
@@ -169,8 +167,10 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             params = default_groups(params)
         if model is None and (binding == "overlay" or batched):
             raise errors.needs_model("batched=True" if batched else "binding='overlay'")
-        self.model = model
-        self._binding, self._reference, self._on_failure = binding, reference, on_failure
+        self.model, self._on_failure = model, on_failure
+        self.batched, self.chunk = batched, chunk
+        self._parameters = Parameters(model, binding, reference)
+        self._leaves, self._overlay = self._parameters.leaves, self._parameters.overlay
         self._generators = tuple(generators)
         self._basis = ActivationBasis() if sketch else None
         self._options = {"lr": lr, "vector_lr": vector_lr, "method": method, **options}
@@ -178,27 +178,16 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         self._tuner: Tuner | None = None
         self._seed = seed
         self._random: Randomness | None = None
-        self._leaves: list[Leaf] = []
         self._step, self._refreshed_at, self._warned = 0, 0, False
         self._compared = False
-        self._plain_forward: Any = None
-        self._overlay = Overlay(HANDLERS)
         self._stores: set[Any] = set()
         self._taken: set[str] = set()
         defaults = {"lr": _factor(lr), "frozen": False}
         super().__init__(groups_.prepared(groups_.named(params), self._stores), defaults)
         self._check_options()
-        if not self._leaves:
-            raise errors.nothing_to_train()
         self._started = torch.zeros(
             (), dtype=self._leaves[0].state.momentum.dtype, device=self._leaves[0].param.device
         )
-        self.batched, self.chunk = batched, chunk
-        if batched and (
-            others := [leaf.name for leaf in self._leaves if leaf.binding != "overlay"]
-        ):
-            raise errors.batched_needs_overlay(others)
-        self._wrap_model()
         self._known: Any = None
         self._journal: StepJournal | None = None
         if (config := as_journal(journal)) is not None:
@@ -216,16 +205,26 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             "params" and the group's options; its parameters may have names. They are numbered
             after those that are there.
         """
+        if not self._leaves:  # of the constructor, which makes the leaves of all groups at once
+            self._take_group(param_group)
+            return
+        count, stores = len(self.param_groups), set(self._stores)
+        try:
+            self._take_group(param_group)
+            self._make_leaves()
+        except BaseException:
+            self._stores = stores
+            del self.param_groups[count:]
+            raise
+
+    def _take_group(self, param_group: dict[str, Any]) -> None:
         group = dict(param_group)
         if "names" not in group:
             (group,) = groups_.prepared(groups_.named([group]), self._stores)
         made, lr, taken = groups_.method_of(group, self._options)
         self._taken |= taken
         if self._basis is not None and not isinstance(made.matrices.subspace, Sketch):
-            raise ValueError(
-                f"sketch='activation' needs a method with frames, such as zo_mopi; {made.name} "
-                "has none"
-            )
+            raise errors.needs_frames(made.name)
         if self._estimator is None:
             self._estimator = made.finite_difference
         elif self._estimator != made.finite_difference:
@@ -235,13 +234,6 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         group["base_lr"] = group["lr"]
         group.setdefault("frozen", False)
         super().add_param_group(group)
-        if self._started_up:
-            self._make_leaves()
-            self._wrap_model()
-
-    @property
-    def _started_up(self) -> bool:
-        return hasattr(self, "_started")
 
     def _check_options(self) -> None:
         """Refuse general options that no group takes, then make the leaves of all groups."""
@@ -253,65 +245,19 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         self._make_leaves()
 
     def _make_leaves(self) -> None:
-        known = {id(leaf.param) for leaf in self._leaves}
-        new = [
-            (name, param, group)
-            for group in self.param_groups
-            for name, param in zip(group["names"], group["params"], strict=True)
-            if id(param) not in known
-        ]
-        names = [name for name, _, _ in new] + [leaf.name for leaf in self._leaves]
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"two parameters are named {twice!r}; give each a name of its own")
         assert self._estimator is not None
         fit_memories(self.param_groups, self._estimator)
-        choice = Choice(
-            self._binding,
-            self._reference,
-            overlay_places(self.model) if self._binding == "auto" else set(),
-            sum(p.numel() * p.element_size() for g in self.param_groups for p in g["params"]),
-        )
-        first = len(self._leaves)
-        for name, param, group in sorted(new, key=lambda entry: entry[0]):
-            if not isinstance(param, Carrier) and not _is_finite(param):
-                raise errors.nonfinite_parameter(name)
-            if self._random is None:
-                self._random = Randomness(self._seed, param.detach())
-            with own_arithmetic({param.device.type}):
-                leaf = choice.leaf(len(self._leaves), name, param, group, self._random)
-            self._leaves.append(leaf)
-            if isinstance(leaf, Overlaid):
-                self._lay_over(leaf)
+        seed = self._seed if self._random is None else self._random
+        leaves, random = self._parameters.make(self.param_groups, seed)
+        if self.batched and (others := [x.name for x in leaves if x.binding != "overlay"]):
+            raise errors.batched_needs_overlay(others)
         if self._tuner is None:
-            if self._leaves:
-                with own_arithmetic({leaf.param.device.type for leaf in self._leaves}):
-                    self._tuner = Tuner(self._estimator, self._leaves)
+            with own_arithmetic({leaf.param.device.type for leaf in leaves}):
+                self._tuner = Tuner(self._estimator, leaves)
         else:
-            self._tuner.enlist(self._leaves[first:])
-
-    def _lay_over(self, leaf: Overlaid) -> None:
-        if isinstance(leaf.param, Carrier):
-            leaf.mergeable = False
-            leaf.param.module.register_forward_hook(
-                lambda module, inputs, output: low_rank(
-                    self._overlay, leaf, inputs[0], output, transposed=False
-                )
-            )
-            return
-        same = groups_.storage(leaf.param)
-        everything = self.model.parameters() if self.model is not None else ()
-        for param in (leaf.param, *everything):
-            if groups_.storage(param) == same:
-                self._overlay.leaves[id(param)] = leaf
-
-    def _wrap_model(self) -> None:
-        """Let the model act as trained outside of the steps, too, where it is overlaid."""
-        model = self.model
-        wrapped = model is not None and isinstance(model.__dict__.get("forward"), OverlaidForward)
-        if model is not None and self._overlay.leaves and not wrapped:
-            self._plain_forward = model.__dict__.get("forward")
-            model.forward = OverlaidForward(model, self._overlay)
+            self._tuner.enlist(leaves)
+        self._parameters.take(leaves)
+        self._random = random
 
     @property
     def bindings(self) -> dict[str, str]:
@@ -321,26 +267,11 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         ``"overlay, made for each call"`` where a function uses it for which no overlay is known
         (known after the first step).
         """
-        result = {}
-        for leaf in self._leaves:
-            text = leaf.binding
-            if isinstance(leaf, Referenced):
-                text += f", reference on {leaf.device}"
-            elif leaf.name in self._overlay.materialised:
-                text += ", made for each call"
-            result[leaf.name] = text
-        return result
+        return self._parameters.bindings()
 
     def describe(self) -> str:
         """Return one line for each way in which parameters are evaluated, with their number."""
-        found: dict[str, list[str]] = {}
-        for name, text in self.bindings.items():
-            found.setdefault(text, []).append(name)
-        lines = []
-        for text, names in found.items():
-            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            lines.append(f"{text}: {len(names)} parameters ({shown})")
-        return "\n".join(lines)
+        return self._parameters.describe()
 
     # A step
 
@@ -533,10 +464,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         changes but for 16 bits, whose float32 coordinates are rounded away.
         """
         assert self._random is not None
-        source = Source(self._random, self._step)
-        with own_arithmetic({leaf.param.device.type for leaf in self._leaves}), uninterrupted():
-            for leaf in self._leaves:
-                leaf.merge(source)
+        self._parameters.merge(Source(self._random, self._step))
 
     def adapter(self) -> dict[str, dict[str, Tensor]]:
         """Return what was learned beside the weights, as low-rank factors.
@@ -547,25 +475,12 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             Name of a weight -> ``{"left": (m, r), "right": (r, n)}``, whose product is added to
             it; vectors have ``{"update": ...}``. Weights without an update are left out.
         """
-        result: dict[str, dict[str, Tensor]] = {}
-        for leaf in self._leaves:
-            if not isinstance(leaf, Overlaid) or leaf.total is None:
-                continue
-            if leaf.kind == "full":
-                result[leaf.name] = {"update": leaf.total.clone()}
-            else:
-                left, right = leaf.product(leaf.total)
-                result[leaf.name] = {"left": left.clone(), "right": right.clone()}
-        return result
+        return self._parameters.adapter()
 
     def detach(self) -> None:
         """Merge, and take the overlay off the model."""
         self.merge()
-        model = self.model
-        if model is not None and isinstance(model.__dict__.get("forward"), OverlaidForward):
-            del model.forward
-            if self._plain_forward is not None:
-                model.forward = self._plain_forward
+        self._parameters.unwrap()
 
     # Checkpoints
 
@@ -599,13 +514,6 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a ZOMOPI optimizer cannot be pickled; save its state_dict()")
-
-
-def _is_finite(param: Tensor) -> bool:
-    """Tell whether all entries are finite, without an array of that size."""
-    wide = torch.float64 if param.dtype == torch.float64 else torch.float32
-    total = param.detach().sum(dtype=wide)
-    return bool(torch.isfinite(total)) or bool(torch.isfinite(param).all())
 
 
 def _factor(lr: float | str | None) -> float:
