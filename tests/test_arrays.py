@@ -203,3 +203,61 @@ class TestCupyCalls:
         found = products._update_cupy(x.astype("f2"), a, c, 0.01, None, None)
         assert found.dtype == np.float16
         np.testing.assert_allclose(found, x.astype("f2") + 0.01 * change, rtol=5e-4, atol=1e-6)
+
+
+class TestDecisions:
+    """What a host may look at gives what a mask gives."""
+
+    @pytest.mark.parametrize("value", [0.0, 3.0])
+    def test_select(self, backend, value):
+        x = backend.array([1.0, 2.0])
+        condition = backend.xp.max(x * value) > 1.0
+        found = _arrays.select(condition, x, 5.0 * x)
+        assert backend.numpy(found).tolist() == ([1.0, 2.0] if value else [5.0, 10.0])
+
+    @pytest.mark.parametrize(
+        ("values", "all_do"), [([1.0], True), ([2.0, 1.0], True), ([1.0, 0.0, 1.0], False)]
+    )
+    def test_all_hold(self, backend, values, all_do):
+        found = _arrays.all_hold(backend.array(values) > 0.5)
+        assert found is (all_do and isinstance(backend.array(values), np.ndarray))
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_number_and_largest(self, backend, dtype):
+        x = backend.array([[1.0, -4.0], [2.5, 0.0]], dtype)
+        for found, expected in ((_arrays.number(0.1, x), 0.1), (_arrays.largest(x), 2.5)):
+            assert found.shape == ()
+            assert found.dtype == x.dtype
+            assert float(found) == np.dtype(dtype).type(expected)
+
+
+class TestMemory:
+    def test_changes_are_counted_where_the_library_does(self, backend):
+        x = backend.array([1.0, 2.0])
+        before = _arrays.changes(x)
+        if backend.name.startswith("torch"):
+            x += 1.0
+            assert _arrays.changes(x) == before + 1
+        assert before == 0
+
+    def test_tensors_of_inference_mode_have_no_count(self):
+        torch = pytest.importorskip("torch")
+        with torch.inference_mode():
+            x = torch.zeros(3)
+        assert _arrays.changes(x) == 0
+
+    def test_lies_in_rows(self, backend):
+        x = backend.array(np.zeros((4, 3)))
+        assert _arrays.lies_in_rows(x)
+        if backend.name.startswith(("numpy", "torch", "cupy")):
+            assert not _arrays.lies_in_rows(x.T)
+            assert not _arrays.lies_in_rows(x[:, :2])
+
+    def test_read_only(self, backend):
+        x = backend.array([1.0, 2.0])
+        lent = _arrays.read_only(x)
+        if isinstance(x, np.ndarray):
+            assert not lent.flags.writeable
+            assert np.shares_memory(lent, x)
+        else:
+            assert lent is x

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import zomopi_core as zo
+from zomopi_core import _arrays
 from zomopi_core.estimator import Evaluation, FiniteDifference
 
 DIFFERENCES = ("central", "forward", "leave-one-out")
@@ -100,6 +101,29 @@ class TestFailures:
         estimator = FiniteDifference(2, 0.1, "forward")
         c = estimator.differences(backend.array([np.nan, 1.0, 2.0]))
         assert float(estimator.weigh(c).alive) == 0
+
+
+class TestLooks:
+    @pytest.mark.parametrize("difference", DIFFERENCES)
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_a_host_that_looks_has_the_bits_of_masks(self, monkeypatch, difference, dtype):
+        method = zo.zo_mopi(rank=3, learning_rate=0.1, probes=3, difference=difference)
+        x = np.random.default_rng(0).standard_normal((8, 7)).astype(dtype)
+        rng = np.random.default_rng(1)
+        losses = [rng.standard_normal(method.evaluations_per_step) for _ in range(6)]
+        losses[3][1] = np.nan
+
+        def end():
+            state, params = method.init(x, 0), x
+            for row in losses:
+                state, step = method.update(state, row)
+                params = zo.apply_step(params, step)
+            return params
+
+        expected = end()
+        monkeypatch.setattr(_arrays, "all_hold", lambda conditions: False)
+        monkeypatch.setattr(_arrays, "select", np.where)
+        np.testing.assert_array_equal(end(), expected)
 
 
 @pytest.mark.parametrize("difference", DIFFERENCES)

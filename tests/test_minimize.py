@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import zomopi_core as zo
-from zomopi_core.sampling import step_key
+from zomopi_core.draws import step_key
 
 TARGET = np.outer(np.arange(1.0, 7.0), np.ones(5)) / 6
 

@@ -5,12 +5,13 @@ import itertools
 import random
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import zomopi_core as zo
-from zomopi_core import sampling
+from zomopi_core import draws, sampling
 from zomopi_core._inverse_normal import inverse_normal
 
 DRAW = zo.Draw("probe", 1, 7, 2)
@@ -134,10 +135,10 @@ class TestHostSampler:
 
 class TestStepKey:
     def test_suits_every_generator(self):
-        keys = [sampling.step_key(3, t) for t in range(2000)]
+        keys = [draws.step_key(3, t) for t in range(2000)]
         assert all(0 <= k < 2**31 for k in keys)
         assert len(set(keys)) == len(keys)
-        assert keys[:3] != [sampling.step_key(4, t) for t in range(3)]
+        assert keys[:3] != [draws.step_key(4, t) for t in range(3)]
 
 
 class TestCudaPhilox:
@@ -194,3 +195,33 @@ class TestCudaPhilox:
             assert np.all(np.isfinite(z))
             for power, mean, variance in ((1, 0, 1), (2, 1, 2), (4, 3, 96)):
                 assert abs(np.mean(z**power) - mean) < 5 * np.sqrt(variance / n)
+
+
+class TestPhilox:
+    """One generator in each thread, its state set for each draw."""
+
+    def test_is_a_fresh_one(self):
+        key = zo.Draw("right", 2, 2**40 + 1, 6)
+        for _ in range(2):  # the first leaves half a word behind
+            bits = np.random.Philox(
+                key=np.asarray([2**64 - 1, 2], dtype=np.uint64),
+                counter=np.asarray([0, 2**40 + 1, 2, 7], dtype=np.uint64),
+            )
+            expected = np.random.Generator(bits)
+            found = draws.philox(2**64 - 1, key)
+            assert found.integers(9, size=3, dtype=np.uint32).tolist() == (
+                expected.integers(9, size=3, dtype=np.uint32).tolist()
+            )
+            np.testing.assert_array_equal(found.standard_normal(7), expected.standard_normal(7))
+
+    def test_threads_do_not_disturb_each_other(self):
+        shape, keys = (50, 40), [zo.Draw("probe", 0, step, None) for step in range(24)]
+        sampler = sampling.NumpySampler(1)
+
+        def numbers(key):
+            return sampler.normal(key, shape, dtype=np.float32)
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(numbers, keys))
+        for key, values in zip(keys, found, strict=True):
+            np.testing.assert_array_equal(values, numbers(key))

@@ -11,11 +11,11 @@ import pytest
 import zomopi_core as zo
 from zomopi_core import problems
 from zomopi_core.costs import StepCosts
+from zomopi_core.draws import step_key
 from zomopi_core.estimator import Evaluation
 from zomopi_core.momentum import ExponentialAverage
 from zomopi_core.orthogonalize import Normalized
 from zomopi_core.rule import Rule
-from zomopi_core.sampling import step_key
 from zomopi_core.subspace import FullSpace
 from zomopi_core.update import Update
 from zomopi_core.variance_reduction import ControlVariate

@@ -1,6 +1,7 @@
 """Minimise a black-box function of matrices by calling it, never differentiating it."""
 
 from .catalog import methods, zo_mopi, zo_mopi_released, zo_muon
+from .draws import Draw
 from .errors import (
     EvaluationTimeoutError,
     JournalError,
@@ -32,7 +33,7 @@ from .race import race
 from .race_result import RaceResult
 from .result import Iteration, Result
 from .resume import replay, resume
-from .sampling import Draw, HostSampler, Sampler
+from .sampling import HostSampler, Sampler
 from .structured import PerturbedMatrix
 from .update import constant, cosine_decay, linear_decay
 

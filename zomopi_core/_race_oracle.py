@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _arrays
+from .draws import step_key
 from .losses import scalar_loss
 from .method import leaves_of, like_params
 from .objective import takes_key
-from .sampling import step_key
 
 _CHECKPOINTS = 200
 

@@ -154,8 +154,9 @@ class FiniteDifference:
     def _differences(self, losses: Array) -> Array:
         xp = _arrays.namespace(losses)
         finite = xp.isfinite(losses)
-        # Unlike infinities, NaN passes through differences without a warning.
-        losses = xp.where(finite, losses, math.nan)
+        if not _arrays.all_hold(finite):
+            # Unlike infinities, NaN passes through differences without a warning.
+            losses = xp.where(finite, losses, math.nan)
         mu = self.width
         if self.difference == "central":
             return (losses[0::2] - losses[1::2]) / (2.0 * mu)
@@ -181,9 +182,11 @@ class FiniteDifference:
         """
         xp = _arrays.namespace(c)
         valid = xp.abs(c) <= (limit or _arrays.largest_number(c) * _HEADROOM)  # false for NaN
-        count = xp.sum(xp.astype(valid, c.dtype))
-        if self.difference == "leave-one-out":
-            count = count - 1.0
+        lost = 1.0 if self.difference == "leave-one-out" else 0.0
+        if _arrays.all_hold(valid):
+            alive = _arrays.number(1.0, c)
+            return Weighted(c, alive / (self.probes - lost), alive)
+        count = xp.sum(xp.astype(valid, c.dtype)) - lost
         alive = xp.astype(count > 0, c.dtype)
         # one over the count where there is one, without a division by zero elsewhere
         weight = alive / (alive * count + (1.0 - alive))
@@ -191,8 +194,7 @@ class FiniteDifference:
 
     def gradient(self, weighted: Weighted, coordinates: Array) -> Array:
         """Return ``weight * sum_i c_i B_i`` for coordinates of shape (N, ...)."""
-        xp = _arrays.namespace(coordinates)
-        shape = coordinates.shape[1:]
+        count, shape = coordinates.shape[0], coordinates.shape[1:]
         # One matrix-vector product reads the block once and makes no temporary of its size.
-        flat = xp.reshape(coordinates, (coordinates.shape[0], -1))
-        return xp.reshape((weighted.c * weighted.weight) @ flat, shape)
+        flat = _arrays.reshaped(coordinates, (count, -1))
+        return _arrays.reshaped((weighted.c * weighted.weight) @ flat, shape)

@@ -9,7 +9,8 @@ from typing import Any
 from . import _arrays
 from ._arrays import Array
 from ._checks import as_python, check_count
-from .sampling import Draw, Randomness
+from .draws import Draw
+from .sampling import Randomness
 from .subspace import Subspace, orthonormal_frame
 
 

@@ -299,9 +299,8 @@ class Method:
             frame = self._rule_of(leaf).subspace.observe(leaf.frame, probe.coordinates, own)
             leaves.append(leaf if frame is leaf.frame else leaf._replace(frame=frame))
         with _arrays.full_precision(widest):
-            return self._move(
-                state._replace(leaves=tuple(leaves)), gradients, weighted.alive, rates
-            )
+            observed = State(state.step, state.started, tuple(leaves), state.random)
+            return self._move(observed, gradients, weighted.alive, rates)
 
     def has_estimate(self, state: State, coefficients: Array) -> Array:
         """Return whether `advance` would find a gradient estimate in these coefficients."""
@@ -363,15 +362,17 @@ class Method:
     ) -> tuple[State, tuple[Change, ...]]:
         """Run the parts behind the estimate on all leaves."""
         of_matrices, of_vectors = rates or self.rates(state.step)
-        rules = [self._rule_of(leaf) for leaf in state.leaves]
-        flags = [(_arrays.to_like(alive, g), _arrays.to_like(state.started, g)) for g in gradients]
-        own = [of_matrices if leaf.momentum.ndim >= 2 else of_vectors for leaf in state.leaves]
-        draws = [(state.random, i, state.step) for i in range(len(rules))]
-        moved = advance_all(rules, state.leaves, gradients, flags, own, draws)
-        alive = _arrays.to_like(alive, state.started)
-        started = has_started(state.started, alive)
+        step, started, leaves, random = state
+        rules, flags, own, draws = [], [], [], []
+        for i, (leaf, g) in enumerate(zip(leaves, gradients, strict=True)):
+            rules.append(self._rule_of(leaf))
+            flags.append((_arrays.to_like(alive, g), _arrays.to_like(started, g)))
+            own.append(of_matrices if g.ndim >= 2 else of_vectors)
+            draws.append((random, i, step))
+        moved = advance_all(rules, leaves, gradients, flags, own, draws)
+        started = has_started(started, _arrays.to_like(alive, started))
         leaves, changes = zip(*moved, strict=True)
-        return State(state.step + 1, started, leaves, state.random), changes
+        return State(step + 1, started, leaves, random), changes
 
     @property
     def finite_difference(self) -> FiniteDifference:

@@ -84,19 +84,22 @@ _LARGE = 2**14
 
 
 def _largest(matrix: Array) -> Array:
-    """Return the largest magnitude of each matrix (..., 1, 1)."""
+    """Return the largest magnitude of a matrix, or of each in a stack (..., 1, 1)."""
     xp = _arrays.namespace(matrix)
     if _arrays.size(matrix) <= _LARGE:
-        return xp.max(xp.abs(matrix), axis=(-2, -1), keepdims=True)
+        magnitudes = xp.abs(matrix)
+        if matrix.ndim == 2:
+            return _arrays.largest(magnitudes)
+        return xp.max(magnitudes, axis=(-2, -1), keepdims=True)
     low = xp.min(matrix, axis=(-2, -1), keepdims=True)
     return xp.maximum(xp.max(matrix, axis=(-2, -1), keepdims=True), -low)
 
 
 def _scaled(matrix: Array) -> tuple[Array, Array]:
-    """Return `matrix` over its largest entry, and whether that is not zero (..., 1, 1)."""
+    """Return `matrix` over its largest entry, and whether that is not zero."""
     largest = _largest(matrix)
     present = largest > 0
-    return matrix / _arrays.namespace(matrix).where(present, largest, 1.0), present
+    return matrix / _arrays.select(present, largest, 1.0), present
 
 
 def _sweep(momentum: Array, right: Array) -> tuple[Array, Array]:
@@ -112,16 +115,19 @@ def _sweep(momentum: Array, right: Array) -> tuple[Array, Array]:
         # dtype for any M.
         largest = _largest(momentum)
         present = largest > 0
-        unit = xp.where(present, largest, 1.0)
+        unit = _arrays.select(present, largest, 1.0)
         image = (momentum @ right) / unit * 2.0 ** xp.floor(-0.75 * xp.log2(unit))
     new = orthonormal_columns(_arrays.transposed(momentum) @ image, right)
-    right = xp.where(present, new, right)
+    right = _arrays.select(present, new, right)
     image = momentum @ right
     if unit is not None:
         image = image / unit
     lengths = xp.sqrt(xp.vecdot(image, image, axis=-2))[..., None, :]
+    longest = (
+        _arrays.largest(lengths) if image.ndim == 2 else xp.max(lengths, axis=-1, keepdims=True)
+    )
     cutoff = max(momentum.shape[-2:]) * _arrays.epsilon(momentum)
-    visible = lengths > cutoff * xp.max(lengths, axis=-1, keepdims=True)
+    visible = lengths > cutoff * longest
     return image / xp.where(visible, lengths, math.inf), right
 
 

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from . import _arrays
 from ._arrays import Array
+from .draws import Draw
 from .momentum import Momentum
 from .orthogonalize import Direction, Normal, Orthogonalizer
-from .sampling import Draw, Randomness
+from .sampling import Randomness
 from .subspace import Subspace
 from .update import Change, Update
 
@@ -188,16 +189,15 @@ class Rule:
         rate: Any,
     ) -> tuple[LeafState, Change]:
         """Return the state after an estimate, and the step to take along a direction."""
-        xp = _arrays.namespace(gradient)
         momentum, moments, _, _ = averaged
         direction, right, remainder = found
         if isinstance(right, tuple):  # a NamedTuple of arrays
             pairs = zip(right, state.right, strict=True)
-            right = type(right)(*(xp.where(alive > 0, new, old) for new, old in pairs))
+            right = type(right)(*(_arrays.select(alive > 0, new, old) for new, old in pairs))
         elif right is not None:
-            right = xp.where(alive > 0, right, state.right)
+            right = _arrays.select(alive > 0, right, state.right)
         if remainder is not None:
-            momentum = xp.where(alive > 0, remainder, state.momentum)
+            momentum = _arrays.select(alive > 0, remainder, state.momentum)
         change, unit = self.update.change(
             *self.subspace.factors(state.frame, direction), rate, state.unit, alive, gradient
         )
@@ -243,7 +243,7 @@ def advance_all(
 
 def has_started(started: Array, alive: Array) -> Array:
     """Return 1 from the first step on that has an estimate, 0 before it."""
-    return _arrays.namespace(alive).where(alive > 0, 1.0, started)
+    return _arrays.select(alive > 0, _arrays.namespace(alive).asarray(alive), started)
 
 
 def directions(

@@ -15,6 +15,7 @@ from . import _arrays, errors
 from ._journal_file import Row
 from .binding import Candidates
 from .costs import StepCosts
+from .draws import step_key
 from .evaluation import Evaluator
 from .failures import Failures
 from .guard import Guard, back_at
@@ -24,7 +25,6 @@ from .method import Method, leaves_of, like_params
 from .objective import Objective, check_gradient, takes_key
 from .optimizer import Optimizer
 from .result import Iteration, Result
-from .sampling import step_key
 from .workers import parallel_of
 
 # Queries beside the steps: one for x0 and two to check the result. All of them are spent where

@@ -1,52 +1,24 @@
-"""Keyed normal draws: a draw is a pure function of its key, there is no generator to advance.
+"""Keyed normal draws in each library: a draw is a pure function of its key.
 
-A step can therefore be drawn again instead of stored: replayed, resumed, or computed elsewhere.
 Nothing here reads or changes a global generator.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import struct
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from . import _arrays, errors
 from ._arrays import Array, Namespace
 from ._inverse_normal import inverse_normal
+from .draws import STREAM_NUMBERS, Draw, digest, philox
 
-#: the purposes of a draw; their positions are part of the key and never change
-STREAMS = ("sketch", "probe", "right", "key")
-_STREAM_NUMBER = {name: i for i, name in enumerate(STREAMS)}
 _SEED_BITS = 64
-
-
-class Draw(NamedTuple):
-    """The key of one block of standard normal numbers.
-
-    Attributes
-    ----------
-    stream : str
-        What the numbers are for: ``"sketch"`` (the Gaussian from which a frame is made),
-        ``"probe"`` (directions to evaluate along) or ``"right"`` (initial right vectors).
-    leaf : int
-        Position of the parameter array among the sorted names of `x0`; 0 for a single array.
-    step : int
-        Step t for which the numbers are drawn.
-    probe : int or None
-        Index of the probe, or None for the block of all probes of the leaf and for draws that
-        belong to no probe. In the stream ``"sketch"``, 0 stands for the columns that replace
-        directions which an anchored refresh does not find in the momentum.
-    """
-
-    stream: str
-    leaf: int
-    step: int
-    probe: int | None
 
 
 @runtime_checkable
@@ -103,7 +75,7 @@ class NumpySampler(_PicklesNamespace):
         self, draw: Draw, shape: tuple[int, ...], *, dtype: Any, device: Any = None
     ) -> Array:
         """Return the numbers of `draw` as an array of the library `xp`."""
-        generator = np.random.Generator(_philox(self.seed, draw))
+        generator = philox(self.seed, draw)
         if self.xp is np:
             return generator.standard_normal(shape, dtype=dtype)
         own = np.float64 if dtype == self.xp.float64 else np.float32
@@ -129,7 +101,7 @@ class TorchSampler:
         else:
             generator = torch.Generator(device=device)
             # manual_seed takes the seed's two's complement and, on GPUs, all of its 64 bits
-            generator.manual_seed(int.from_bytes(_digest(self.seed, draw, 8), "little"))
+            generator.manual_seed(int.from_bytes(digest(self.seed, draw, 8), "little"))
         return torch.randn(shape, generator=generator, dtype=dtype, device=device)
 
 
@@ -149,7 +121,7 @@ class CupySampler:
         """Return the numbers of `draw` as a CuPy array."""
         import cupy
 
-        key, stream = struct.unpack("<QQ", _digest(self.seed, draw, 16))
+        key, stream = struct.unpack("<QQ", digest(self.seed, draw, 16))
         with cupy.cuda.Device() if device is None else device:
             out = cupy.empty(shape, dtype=dtype)
             return _cupy_kernel()(np.uint64(key), np.uint64(stream), out)
@@ -170,7 +142,7 @@ class JaxSampler:
         words: Array = np.asarray([self.seed >> 32, self.seed & 0xFFFFFFFF], dtype=np.uint32)
         if device is not None:
             words = jax.device_put(words, device)
-        stream, probe = _STREAM_NUMBER[draw.stream], -1 if draw.probe is None else draw.probe
+        stream, probe = STREAM_NUMBERS[draw.stream], -1 if draw.probe is None else draw.probe
         folded = (stream, draw.leaf, draw.step, probe + 1)
         return _jax_normal()(words, folded, shape, jax.numpy.dtype(dtype))
 
@@ -211,7 +183,7 @@ class HostSampler(_PicklesNamespace):
     ) -> Array:
         """Return the numbers of `draw` as an array of the library `xp`."""
         count = functools.reduce(lambda a, b: a * b, shape, 1)
-        bits = _philox(self.seed, draw).random_raw(count)
+        bits = philox(self.seed, draw).bit_generator.random_raw(count)
         # the 2^53 midpoints of equal cells of (0, 1): never 0, never 1, symmetric about 1/2
         uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
         values = inverse_normal(uniform).reshape(shape)
@@ -292,34 +264,9 @@ class Randomness:
         return _arrays.to_like(values, like)
 
 
-def step_key(seed: int, step: int) -> int:
-    """Return the integer below 2**31 that is the same for all evaluations of `step`.
-
-    It suits every generator's seed: those of NumPy, Torch, JAX and the standard library.
-    """
-    bits = _digest(seed, Draw("key", 0, step, None), 4)
-    return int.from_bytes(bits, "little") >> 1
-
-
 def _check_seed(seed: int) -> None:
     if not isinstance(seed, int) or not 0 <= seed < 2**_SEED_BITS:
         raise errors.not_a_number("seed", seed, f"an integer from 0 to 2**{_SEED_BITS} - 1")
-
-
-def _words(draw: Draw) -> tuple[int, int, int, int]:
-    probe = 0 if draw.probe is None else draw.probe + 1
-    return _STREAM_NUMBER[draw.stream], int(draw.leaf), int(draw.step), probe
-
-
-def _philox(seed: int, draw: Draw) -> np.random.Philox:
-    stream, leaf, step, probe = _words(draw)
-    # The lowest word of the counter counts the blocks of a draw, the key fills all others.
-    counter = np.asarray([0, step, leaf, probe], dtype=np.uint64)
-    return np.random.Philox(key=np.asarray([seed, stream], dtype=np.uint64), counter=counter)
-
-
-def _digest(seed: int, draw: Draw, length: int) -> bytes:
-    return hashlib.shake_128(struct.pack("<5Q", seed, *_words(draw))).digest(length)
 
 
 _MERSENNE_WORDS = 624
@@ -352,7 +299,7 @@ def _fresh_mersenne_state() -> np.ndarray[Any, Any]:
 def _mersenne_state(seed: int, draw: Draw) -> np.ndarray[Any, Any]:
     state = _fresh_mersenne_state().copy()
     words = state[_MERSENNE_OFFSET : _MERSENNE_OFFSET + 8 * _MERSENNE_WORDS].view(np.uint64)
-    words[:] = np.frombuffer(_digest(seed, draw, 4 * _MERSENNE_WORDS), dtype="<u4")
+    words[:] = np.frombuffer(digest(seed, draw, 4 * _MERSENNE_WORDS), dtype="<u4")
     return state
 
 

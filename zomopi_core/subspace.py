@@ -15,8 +15,9 @@ from typing import Any, Protocol
 from . import _arrays, errors
 from ._arrays import Array
 from ._checks import as_python, check_count, check_name
+from .draws import Draw
 from .estimator import Weighted
-from .sampling import Draw, Randomness
+from .sampling import Randomness
 
 #: maps a leaf's number and the step to directions (..., m, c), the most important first, or None
 Basis = Callable[[int, Any], Any]

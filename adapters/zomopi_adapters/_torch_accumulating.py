@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zomopi_core.sampling import Draw
+from zomopi_core.draws import Draw
 from zomopi_core.update import Change
 
 from ._torch_leaf import Leaf, Source

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from torch.overrides import TorchFunctionMode
 
-from zomopi_core.sampling import Draw, Randomness
+from zomopi_core.draws import Draw
+from zomopi_core.sampling import Randomness
 from zomopi_core.subspace import Sketch
 
 from ._torch_leaf import Leaf

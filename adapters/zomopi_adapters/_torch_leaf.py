@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from zomopi_core.draws import Draw
 from zomopi_core.estimator import Evaluation
 from zomopi_core.momentum import ExponentialAverage
 from zomopi_core.objective import frobenius
 from zomopi_core.rule import LeafState, Rule
-from zomopi_core.sampling import Draw, Randomness
+from zomopi_core.sampling import Randomness
 from zomopi_core.subspace import Sketch
 from zomopi_core.update import Change
 

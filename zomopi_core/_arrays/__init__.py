@@ -16,6 +16,7 @@ from .backends import (
 from .cholesky import inverse_cholesky_factor
 from .compilation import compiled, full_precision, register_static
 from .conversions import detach, from_bytes, from_host, quiet, to_bytes, to_host, to_like
+from .decisions import all_hold, largest, number, select
 from .memory import (
     axis_order,
     changes,
@@ -44,6 +45,7 @@ from .namespaces import (
     library,
     namespace,
     on_gpu,
+    reshaped,
     size,
     synchronize,
     transposed,
@@ -56,6 +58,7 @@ __all__ = [
     "LIBRARIES",
     "Array",
     "Namespace",
+    "all_hold",
     "axis_order",
     "backend",
     "backend_of",
@@ -84,6 +87,7 @@ __all__ = [
     "is_complex",
     "is_real_floating",
     "joined",
+    "largest",
     "largest_number",
     "library",
     "lies_in_rows",
@@ -91,11 +95,14 @@ __all__ = [
     "low_rank_update",
     "made_at_once",
     "namespace",
+    "number",
     "on_gpu",
     "quiet",
     "read_only",
     "register_static",
+    "reshaped",
     "row_blocks",
+    "select",
     "size",
     "surroundings",
     "synchronize",

@@ -67,7 +67,10 @@ def to_like(values: Array, like: Array) -> Array:
         if dtype is not _SINGLE and dtype is not _DOUBLE:
             dtype = np.dtype(working_dtype(like))
         if isinstance(values, np.ndarray | np.generic):
-            return values if values.dtype is dtype else from_host(np.asarray(values), like)
+            if values.dtype is dtype:
+                return values
+            with np.errstate(over="ignore"):  # infinity is what the caller looks for
+                return values.astype(dtype)
         return from_host(to_host(values), like)
     xp = namespace(like)
     if namespace(values) is not xp:

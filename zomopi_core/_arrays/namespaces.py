@@ -84,6 +84,11 @@ def size(x: Array) -> int:
     return count
 
 
+def reshaped(x: Array, shape: tuple[int, ...]) -> Array:
+    """Return the entries of `x` in another shape, in its memory where that can be."""
+    return x.reshape(shape) if isinstance(x, np.ndarray) else namespace(x).reshape(x, shape)
+
+
 def transposed(x: Array) -> Array:
     """Return `x` with its last two axes exchanged."""
     return x.T if x.ndim == 2 else namespace(x).matrix_transpose(x)
