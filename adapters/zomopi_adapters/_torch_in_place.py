@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zomopi_core.sampling import TorchSampler
@@ -77,8 +78,9 @@ class InPlace(Leaf):
         else:
             # A sampler of the user's may return what it keeps.
             own = self.is_large and isinstance(source.random.sampler, TorchSampler)
-            difference = new.mul_(scale) if own else new * scale
-            self._add(difference.sub_(self._current(source), alpha=self.scale))
+            out = new if own else None
+            ratio = self.scale / scale
+            self._add(torch.sub(new, self._current(source), alpha=ratio, out=out), scale)
         self.probe, self.scale = probe, scale
         self._held = None if self.is_large else new
 

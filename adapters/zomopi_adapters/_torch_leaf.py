@@ -7,13 +7,14 @@ probe to probe therefore add up in the thin varying factor before one addition g
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from zomopi_core.draws import Draw
-from zomopi_core.estimator import Evaluation
+from zomopi_core.estimator import Evaluation, Weighted
 from zomopi_core.momentum import ExponentialAverage
 from zomopi_core.objective import frobenius
 from zomopi_core.rule import LeafState, Rule
@@ -64,7 +65,8 @@ class Leaf:
         self.direction: Tensor | None = None  # varying factor of the last step, for rate 1
         self.remembers = False  # where it was best, see `remember`
         self._held: Tensor | None = None
-        self._drawn: tuple[int, int, Tensor] | None = None  # step, probe and B of the last draw
+        self.keeps_probes = False  # whether all B of a step are kept until it is taken
+        self._drawn: dict[tuple[int, int], Tensor] = {}  # step and probe -> B, of the last draw
         average = rule.momentum
         keeps = isinstance(rule.subspace, Sketch) and rule.subspace.refresh_kind == "anchored"
         # Without memory M is only what one step hands to the orthogonalizer.
@@ -80,7 +82,7 @@ class Leaf:
             nothing = torch.zeros((), dtype=state.momentum.dtype, device=state.momentum.device)
             state = state._replace(momentum=nothing.expand(state.momentum.shape))
         old = getattr(self, "state", None)
-        self.state, self._drawn = state, None
+        self.state, self._drawn = state, {}
         if old is None or old.frame is not state.frame:
             left, right = self.rule.subspace.factors(state.frame, state.momentum[None])
             if left is None:
@@ -104,13 +106,16 @@ class Leaf:
 
     def coordinates(self, source: Source, probe: int) -> Tensor:
         """Return B of one probe."""
-        if self._drawn is not None and self._drawn[:2] == (source.step, probe):
-            return self._drawn[2]
+        key = source.step, probe
+        if key in self._drawn:
+            return self._drawn[key]
         shape = tuple(self.state.momentum.shape)
         draw = Draw("probe", self.index, source.step, probe)
         values: Tensor = source.random.normal(draw, shape, self.state.momentum)
         if not self.is_large:
-            self._drawn = source.step, probe, values
+            if not self.keeps_probes or any(step != source.step for step, _ in self._drawn):
+                self._drawn = {}
+            self._drawn[key] = values
         return values
 
     def varying(self, source: Source, probe: int) -> Tensor:
@@ -130,14 +135,28 @@ class Leaf:
         assert self.shared is not None
         return (self.shared, varying) if self.kind == "left" else (varying, self.shared)
 
+    def _again(self, source: Source, count: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield the probes of the step: what is at hand first, the others drawn again."""
+        kept = self._drawn
+        for i in sorted(range(count), key=lambda i: (source.step, i) not in kept):
+            yield i, self.coordinates(source, i)
+        self._drawn = {}
+
+    def gradient(self, source: Source, weighted: Weighted) -> Tensor:
+        """Return ``weight * sum_i c_i B_i`` with one B_i at a time, not all of them in a block."""
+        total: Tensor | None = None
+        factors = (weighted.c * weighted.weight).unbind()
+        for i, values in self._again(source, len(factors)):
+            total = values * factors[i] if total is None else total.addcmul_(values, factors[i])
+        assert total is not None
+        return total
+
     def block(self, source: Source, count: int) -> Tensor:
-        """Return the coordinates of all probes of the step (N, r, n), most of them drawn again."""
+        """Return the coordinates of all probes of the step (N, r, n)."""
         like = self.state.momentum
         block = torch.empty((count, *like.shape), dtype=like.dtype, device=like.device)
-        last = None if self._drawn is None else self._drawn[1]
-        for i in sorted(range(count), key=lambda i: i != last):  # what is at hand first
-            block[i] = self.coordinates(source, i)
-        self._drawn = None
+        for i, values in self._again(source, count):
+            block[i] = values
         return block
 
     def length(self, varying: Tensor) -> float:

@@ -25,6 +25,23 @@ _ROWS = 64
 Moved = list[tuple[LeafState, Change]]
 
 
+def keep_what_fits(leaves: list[Leaf], probes: int) -> None:
+    """Let leaves keep all probes of a step, unless that takes more than the largest parameter.
+
+    Two probes are there in any case; those that are not kept are drawn once more.
+    """
+    for device in {leaf.param.device for leaf in leaves}:
+        here = [leaf for leaf in leaves if leaf.param.device == device]
+        largest = max(_size(leaf.param) for leaf in here)
+        thin = sum(_size(x.state.momentum) for x in here if not x.is_large)
+        for leaf in here:
+            leaf.keeps_probes = (probes - 2) * thin <= largest
+
+
+def _size(tensor: Tensor) -> int:
+    return int(tensor.numel() * tensor.element_size())
+
+
 def advance(
     estimator: FiniteDifference,
     started: Tensor,
@@ -41,13 +58,16 @@ def advance(
     for leaf in leaves:
         like = leaf.state.momentum
         own = Weighted(*(None if w is None else _arrays.to_like(w, like) for w in weighted))
-        block = leaf.block(source, estimator.probes)
-        gradients.append(estimator.gradient(own, block))
-        frame = leaf.rule.subspace.observe(leaf.state.frame, block, own)
-        del block
-        states.append(
-            leaf.state if frame is leaf.state.frame else leaf.state._replace(frame=frame)
-        )
+        state = leaf.state
+        if own.curvature is None:
+            gradients.append(leaf.gradient(source, own))
+        else:
+            block = leaf.block(source, estimator.probes)
+            gradients.append(estimator.gradient(own, block))
+            frame = leaf.rule.subspace.observe(state.frame, block, own)
+            state = state._replace(frame=frame)
+            del block
+        states.append(state)
         flags.append((own.alive, _arrays.to_like(started, like)))
     rules, rates = zip(*((x.rule, x.rate(source)) for x in leaves), strict=True)
     draws = [(source.random, leaf.index, source.step) for leaf in leaves]

@@ -41,7 +41,7 @@ from ._torch_overlay import NotBatchableError
 from ._torch_parameters import Parameters
 from ._torch_scope import Replay, forget_casts, own_arithmetic, uninterrupted
 from ._torch_slices import per_probe, tiled
-from ._torch_step import accept, advance, warn_of_invisible_probes
+from ._torch_step import accept, advance, keep_what_fits, warn_of_invisible_probes
 from ._torch_tuning import Tuner, fit_memories
 
 __all__ = ["ZOMOPI", "default_groups", "per_probe", "tiled"]
@@ -316,6 +316,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         if any(_is_due(leaf, self._step) for leaf in leaves):
             tuner.postpone()
         estimator = tuner.estimator
+        keep_what_fits(leaves, estimator.probes)
         run = Evaluator(
             Source(self._random, self._step, tuner.rate),
             leaves,

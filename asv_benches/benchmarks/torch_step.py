@@ -90,34 +90,35 @@ def ours(params: list[Any], **options: Any) -> Any:
 class StepOutsideForwards:
     """In place, r = 64, N = 4, against `NaiveStep`, float32 on the CPU."""
 
-    params: ClassVar[list[Any]] = [sizes(*SHAPES)]
-    param_names: ClassVar[list[str]] = ["weights"]
+    params: ClassVar[list[Any]] = [sizes(*SHAPES), ["central", "forward"]]
+    param_names: ClassVar[list[str]] = ["weights", "difference"]
     timeout = 600
 
-    def setup(self, shapes: str) -> None:
+    def setup(self, shapes: str, difference: str) -> None:
         """Make both."""
-        self.ours = ours(weights(SHAPES[shapes]))
+        self.ours = ours(weights(SHAPES[shapes]), difference=difference)
         self.naive = NaiveStep(weights(SHAPES[shapes])).run
 
-    def time_step(self, shapes: str) -> None:
+    def time_step(self, shapes: str, difference: str) -> None:
         """Record a step of ours."""
         self.ours()
 
-    def track_naive_over_ours(self, shapes: str) -> float:
+    def track_naive_over_ours(self, shapes: str, difference: str) -> float:
         """Return how many times longer the naive step takes."""
         return median_ratio(interleaved_seconds([self.naive, self.ours], turns(5)))
 
     track_naive_over_ours.unit = "x"  # type: ignore[attr-defined]
 
-    def track_step_over_fused_passes(self, shapes: str) -> float:
-        """Return a step's time over that of the 2N + 1 bare fused additions."""
+    def track_step_over_fused_passes(self, shapes: str, difference: str) -> float:
+        """Return a step's time over that of its bare fused additions, 2N + 1 or N + 1."""
         torch = torch_or_skip()
         params = weights(SHAPES[shapes])
         factors = [(torch.randn(p.shape[0], RANK), torch.randn(RANK, p.shape[1])) for p in params]
+        passes = {"central": 2 * PROBES + 1, "forward": PROBES + 1}[difference]
 
         def fused() -> None:
             with torch.no_grad():
-                for _ in range(2 * PROBES + 1):
+                for _ in range(passes):
                     for p, (left, right) in zip(params, factors, strict=True):
                         p.addmm_(left, right, alpha=1e-6)
 
