@@ -85,7 +85,7 @@ def stacked(backends: list[str]) -> list[dict[str, Any]]:
     for backend, ranks in itertools.product(backends, [(16, 8), (32, 16), (64, 8), (64, 32)]):
         bench = floor.StackedLeaves()
         bench.setup(backend, ranks)
-        gain = bench.track_one_by_one_over_stacked(backend, ranks)
+        gain = 1.0 / bench.track_stacked_over_one_by_one(backend, ranks)
         found.append({"backend": backend, "r": ranks[0], "k": ranks[1], "gain": gain})
     return found
 
@@ -129,13 +129,14 @@ def memory() -> list[dict[str, Any]]:
     return found
 
 
-# What is varied, its values, and how the cost of a step grows with it in theory.
+# What is varied, and its values; in theory the cost of a step grows in proportion. All X together
+# take 64 MiB at least, more than a processor's cache: from there on no size has an advantage.
 VARIED = {
-    "m": [4096, 8192, 16384, 32768],
-    "n": [4096, 8192, 16384, 32768],
+    "m": [16384, 32768, 65536, 131072],
+    "n": [16384, 32768, 65536, 131072],
     "r": [64, 128, 256, 512],
     "N": [2, 4, 8, 16],
-    "leaves": [4, 8, 16, 32],
+    "leaves": [16, 32, 64, 128],
 }
 
 
@@ -159,10 +160,8 @@ def exponents() -> list[dict[str, Any]]:
     found = []
     for name, values in VARIED.items():
         sizes = {"m": 1024, "n": 1024, "r": 32, "N": 4, "leaves": 1}
-        if name == "r":
-            sizes.update(m=2048, n=2048)
-        if name == "leaves":
-            sizes.update(m=512, n=512)
+        if name in ("r", "N"):
+            sizes.update(m=4096, n=4096)
         steps = [one_step(**(sizes | {name: value})) for value in values]
         seconds = interleaved_seconds(steps, 7).min(axis=0)
         slope = np.polyfit(np.log(values), np.log(seconds), 1)[0]
@@ -197,7 +196,9 @@ def machine() -> dict[str, str]:
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
     threads = os.environ.get("OMP_NUM_THREADS", "all")
-    return {"processor": model, "threads": threads, "load": f"{os.getloadavg()[0]:.1f}"}
+    cache = " ".join(_lines("/sys/devices/system/cpu/cpu0/cache/index3/size")) or "unknown"
+    load = f"{os.getloadavg()[0]:.1f}"
+    return {"processor": model, "last cache": cache, "threads": threads, "load": load}
 
 
 def _lines(path: str) -> list[str]:

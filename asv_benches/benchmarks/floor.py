@@ -220,9 +220,9 @@ class StackedLeaves(BackendBenchmark):
     def time_stacked(self, backend, ranks):
         self.stacked()
 
-    def track_one_by_one_over_stacked(self, backend, ranks):
-        functions = [self.one_by_one, self.stacked]
+    def track_stacked_over_one_by_one(self, backend, ranks):
+        functions = [self.stacked, self.one_by_one]
         seconds = interleaved_seconds(functions, self.turns).min(axis=0)
         return float(seconds[0] / seconds[1])
 
-    track_one_by_one_over_stacked.unit = "x"
+    track_stacked_over_one_by_one.unit = "ratio"

@@ -103,11 +103,11 @@ class StepOutsideForwards:
         """Record a step of ours."""
         self.ours()
 
-    def track_naive_over_ours(self, shapes: str, difference: str) -> float:
-        """Return how many times longer the naive step takes."""
-        return median_ratio(interleaved_seconds([self.naive, self.ours], turns(5)))
+    def track_ours_over_naive(self, shapes: str, difference: str) -> float:
+        """Return our step over the naive one."""
+        return median_ratio(interleaved_seconds([self.ours, self.naive], turns(5)))
 
-    track_naive_over_ours.unit = "x"  # type: ignore[attr-defined]
+    track_ours_over_naive.unit = "x"  # type: ignore[attr-defined]
 
     def track_step_over_fused_passes(self, shapes: str, difference: str) -> float:
         """Return a step's time over that of its bare fused additions, 2N + 1 or N + 1."""
@@ -255,16 +255,16 @@ class BatchedForward:
 
         return optimizer(True), optimizer(False), inference
 
-    def track_one_by_one_over_batched(self, device: str) -> float:
-        """Return how many times longer a step takes with its probes one by one."""
+    def track_batched_over_one_by_one(self, device: str) -> float:
+        """Return a batched step over one whose probes come one by one."""
         batched, single, _ = self._runs()
-        return median_ratio(interleaved_seconds([single, batched], turns(5)))
+        return median_ratio(interleaved_seconds([batched, single], turns(5)))
 
-    track_one_by_one_over_batched.unit = "x"  # type: ignore[attr-defined]
+    track_batched_over_one_by_one.unit = "x"  # type: ignore[attr-defined]
 
-    def track_inference_over_batched(self, device: str) -> float:
-        """Return pure inference on as many rows over a batched step."""
+    def track_batched_over_inference(self, device: str) -> float:
+        """Return a batched step over pure inference on as many rows."""
         batched, _, inference = self._runs()
-        return median_ratio(interleaved_seconds([inference, batched], turns(5)))
+        return median_ratio(interleaved_seconds([batched, inference], turns(5)))
 
-    track_inference_over_batched.unit = "x"  # type: ignore[attr-defined]
+    track_batched_over_inference.unit = "x"  # type: ignore[attr-defined]
