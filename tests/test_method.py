@@ -190,7 +190,7 @@ class TestCompilation:
         x = jax.numpy.ones((6, 4), dtype="float32")
         optimizer = zo.Optimizer(x, method=method)
         probes = method.propose(optimizer.state)
-        lowered = optimizer._advance.lower(
+        lowered = optimizer._stepper.advance.lower(
             optimizer.state._replace(random=None), np.zeros(4), probes, (0.1, 0.1)
         ).as_text()
         assert "dot_general" in lowered

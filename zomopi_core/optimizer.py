@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import os
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import _arrays, errors
 from ._arrays import Array
@@ -15,42 +13,22 @@ from ._checks import flag
 from .binding import ArrayBinding, Candidates
 from .catalog import find_method
 from .constraints import Projection, projection
-from .estimator import FiniteDifference
 from .journal import Journal, Recorder, as_journal
 from .losses import check_losses, join_losses, scalar_loss
 from .method import Method, State, leaves_of, like_params
 from .objective import (
     check_finite,
-    check_gradient,
     check_params,
-    frobenius,
-    invisible_fraction,
 )
-from .point import Point, Snapshot
-from .rule import Probe
+from .point import Point
 from .sampling import Sampler
-from .smoothing import Geometry
+from .stepper import Asked, Stepper, warn_of_invisible_probes
 from .tuning import (
     NOTHING,
-    USABLE,
     Plan,
-    Tuning,
-    Verdict,
     fit_memory,
     start_tuning,
 )
-from .update import Change
-
-
-class Asked(NamedTuple):
-    """What `ask` returned, and for which step: it is answered as soon as that step is taken."""
-
-    step: int
-    points: Candidates
-    probes: tuple[Probe, ...]
-    method: Method
-    estimator: FiniteDifference
-    plan: Plan
 
 
 class Optimizer:
@@ -113,7 +91,7 @@ class Optimizer:
         reuse_buffers: bool = False,
         journal: str | os.PathLike[str] | Journal | None = None,
     ) -> None:
-        self._binding = ArrayBinding(reuse_buffers=flag("reuse_buffers", reuse_buffers))
+        binding = ArrayBinding(reuse_buffers=flag("reuse_buffers", reuse_buffers))
         journal = as_journal(journal)
         start = params = check_params(x0)
         for x in leaves_of(params):
@@ -130,16 +108,7 @@ class Optimizer:
         self._warned = self._handed_over = False
         #: returns the parameters beside its own whose memory whoever drives it still needs
         self.held: Callable[[], list[Any]] = list
-        arrays = leaves_of(params)
-        first = next((i for i, x in enumerate(arrays) if x.ndim >= 2), 0)
-        unit = self._point.state.leaves[first].unit
-        self._first_kind = 0 if arrays[first].ndim >= 2 else 1
-        self._cached_rates: tuple[int, tuple[Any, Any], float] = (-1, (0.0, 0.0), 0.0)
-        self._constant = tuning is None and self.method.snapshots is None
-        for x in arrays:
-            self._constant &= self.method.rule(x.ndim).update.constant
-        self._unit = 1.0 if unit is None else float(unit)
-        self._compile()
+        self._stepper = Stepper(self.method, binding, self._project, self._point)
         self._recorder: Recorder | None = None
         if journal is not None:
             sampler, rules = self.state.random.sampler, {"reuse_buffers": reuse_buffers}
@@ -184,30 +153,14 @@ class Optimizer:
             journal, x0=x0, method=method, seed=seed, bounds=bounds, project=project, exact=exact
         )
 
-    def _compile(self) -> None:
-        self._draws = self.method.draws_in_update
-        # The rates are given, so that runs of different length share what was compiled.
-        method = self.method.with_horizon(None)
-        self._advance, self._descend = method.advance, method.descend
-        at_snapshot = method if method.snapshots is None else method.snapshots.method
-        self._advance_at_snapshot = at_snapshot.advance
-        if not self._draws or self._point.state.random.can_be_traced:
-            self._advance = _arrays.compiled(self._advance, self._point.state.started)
-            self._descend = _arrays.compiled(self._descend, self._point.state.started)
-            self._advance_at_snapshot = _arrays.compiled(
-                self._advance_at_snapshot, self._point.state.started
-            )
-
     def __getstate__(self) -> dict[str, Any]:
-        # What was compiled stays behind, and so do the points: they are made again.
-        # A copy records nothing: two writers would end a journal.
-        compiled = {"_advance", "_advance_at_snapshot", "_descend", "_recorder"}
-        state = {k: v for k, v in self.__dict__.items() if k not in compiled}
+        # The points stay behind: they are made again. A copy records nothing: two writers would
+        # end a journal.
+        state = {k: v for k, v in self.__dict__.items() if k != "_recorder"}
         return state | {"_asked": self._pending() is not None, "held": list}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state | {"_asked": None, "_recorder": None})
-        self._compile()
         if state["_asked"]:
             self.ask()
 
@@ -236,41 +189,12 @@ class Optimizer:
     @property
     def learning_rate(self) -> float:
         """Learning rate of the next step, of the first matrix (of the first array if none is)."""
-        return self._rates()[1]
-
-    def _rates(self) -> tuple[tuple[Any, Any], float]:
-        """Return the rates of the next step, and the learning rate of the first matrix.
-
-        They are computed here, where a schedule may be any function, and once a step.
-        """
-        point = self._point
-        step = point.state.step
-        if self._cached_rates[0] != step and not self._same_rates(point):
-            method, tuning = self._step_method, point.tuning
-            rates = method.rates(step)
-            if tuning is not None:
-                rules = method.matrices, method.vectors
-                pairs = zip(rules, rates, strict=True)
-                tuned = [tuning.rate if r.update.tuned else given for r, given in pairs]
-                rates = (tuned[0], tuned[1])
-            if (factor := point.rate_factor) != 1.0:
-                rates = (factor * rates[0], factor * rates[1])
-            self._cached_rates = step, rates, float(rates[self._first_kind]) * self._unit
-        return self._cached_rates[1:]
-
-    def _same_rates(self, point: Point) -> bool:
-        """Tell whether the rates computed last hold for all steps."""
-        return self._constant and self._cached_rates[0] >= 0 and point.rate_factor == 1.0
+        return self._stepper.rates(self._point)[1]
 
     @property
     def _step_method(self) -> Method:
         """The method of the next step: another one where a snapshot is due."""
-        snapshots = self.method.snapshots
-        if snapshots is None:
-            return self.method
-        state, last = self._point.state, self._point.snapshot
-        due = last is None or state.step - last.step >= snapshots.every
-        return snapshots.method if due else self.method
+        return self._stepper.method_at(self._point)
 
     def ask(self) -> Candidates:
         """Return the points at which the loss is needed.
@@ -288,48 +212,16 @@ class Optimizer:
         """
         asked = self._pending()
         if asked is None:
-            params, state = self._refreshed()
-            method, last = self._step_method, self._point.snapshot
-            probes = method.propose(state)
-            if self._point.tuning is None:
-                estimator, plan = method.finite_difference, NOTHING
-            else:
-                estimator, plan = self._estimator(), self._plan()
-            if not self._warned and state.step == self._point.refreshed_at:
-                self._warn_of_invisible_probes(params, probes, estimator.width)
-            snapshot = None if last is None else last.params
-            if plan.kind == "noise":
-                scales = tuple(s * estimator.width for s in plan.scales)
-                points = Candidates(
-                    estimator, params, probes, snapshot, along_probe=scales, binding=self._binding
-                )
-            elif plan.kind == "line":
-                points = Candidates(
-                    estimator,
-                    params,
-                    probes,
-                    snapshot,
-                    along_step=plan.scales,
-                    step=self._point.direction,
-                    project=self._project,
-                    binding=self._binding,
-                )
-            else:
-                points = Candidates(estimator, params, probes, snapshot, binding=self._binding)
-            self._asked = asked = Asked(state.step, points, probes, method, estimator, plan)
+            self._point = point = self._stepper.refreshed(self._point)
+            asked = self._stepper.ask(point)
+            if not self._warned and asked.step == point.refreshed_at:
+                self._warned = warn_of_invisible_probes(point.params, asked)
+            self._asked = asked
         return asked.points
 
     def _plan(self) -> Plan:
         tuning = self._point.tuning
         return NOTHING if tuning is None else tuning.plan
-
-    def _estimator(self) -> FiniteDifference:
-        """Return the estimator of the next step."""
-        estimator = self._step_method.finite_difference
-        tuning = self._point.tuning
-        if tuning is None or not estimator.tuned:
-            return estimator
-        return estimator.at(tuning.smoothing.width)
 
     @property
     def tunes(self) -> bool:
@@ -373,21 +265,12 @@ class Optimizer:
     @property
     def smoothing(self) -> float:
         """Smoothing of the next step."""
-        return self._estimator().width
+        return self._stepper.estimator_at(self._point).width
 
     def _pending(self) -> Asked | None:
         """Return what was asked for the step to be taken next; None if nothing was."""
         asked = self._asked
         return asked if asked is not None and asked.step == self._point.state.step else None
-
-    def _refreshed(self) -> tuple[Any, State]:
-        """Return the parameters and the state, with a new subspace if this step needs one."""
-        params, state, refreshed_at = self._point[:3]
-        every = self.method.refresh_every
-        if every and state.step % every == 0 and state.step != refreshed_at:
-            state = self.method.refresh(state)
-            self._point = self._point._replace(state=state, refreshed_at=state.step)
-        return params, state
 
     @property
     def missing(self) -> list[int]:
@@ -477,62 +360,21 @@ class Optimizer:
         for x in leaves_of(point.params):
             _arrays.freeze(x)
         self._point, self._asked, self._told = point, None, {}
-        self._cached_rates = (-1, (0.0, 0.0), 0.0)
+        self._stepper.forget_rates()
 
     def _take_step(self, losses: Array) -> None:
         """Do the work of `tell` for a 1-d array of losses that was checked before."""
         asked = self._pending()
         if asked is None:
             raise errors.tell_before_ask()
-        params, state, tuning = self._point.params, self._point.state, self._point.tuning
-        method, advance, snapshot = asked.method, self._advance, self._point.snapshot
-        verdict = USABLE
-        if tuning is None:
-            coefficients = asked.estimator.differences(losses)
-        else:
-            told = losses[: len(asked.estimator.evaluations)]
-            coefficients = asked.estimator.differences(told)
-            tuning, verdict = self._tell_tuning(tuning, asked, coefficients, losses)
-            if not verdict.usable:
-                coefficients = coefficients * math.nan
-        # Differences are taken here, outside of compiled code: in float64 for host numbers. The
-        # probes are given, so that no sampler is needed: runs that differ in their seeds alone
-        # share what was compiled.
-        random = state.random if self._draws else None
-        if method is not self.method:
-            advance = self._advance_at_snapshot
-            # The one number that a device is waited for, once a snapshot: whether it was taken.
-            if bool(method.has_estimate(state, coefficients)):
-                snapshot = Snapshot(params, state.step)
-        new, step = advance(
-            State(state.step, state.started, state.leaves, random),
-            coefficients,
-            asked.probes,
-            self._rates()[0],
-        )
-        self._move(new, step, tuning, asked.probes, verdict, snapshot)
+        self._go_to(self._stepper.tell(self._point, asked, losses))
 
-    def _tell_tuning(
-        self, tuning: Tuning, asked: Asked, coefficients: Array, losses: Array
-    ) -> tuple[Tuning, Verdict]:
-        """Hand the losses to the tuning, on the host, if it looks at them."""
-        if not tuning.attentive:
-            return tuning.passed(), USABLE
-        count = len(asked.estimator.evaluations)
-        host = _arrays.to_host(losses).tolist()
-        c = _arrays.to_host(coefficients)
-        return tuning.grown(self.method.rules_of(self._point.params)).told(
-            (c if c.ndim == 1 else c[0]).tolist(),
-            host[:count],
-            host[count:],
-            self._geometry(self._point.direction, asked.probes),
-        )
-
-    @staticmethod
-    def _geometry(direction: tuple[Change, ...], probes: tuple[Probe, ...]) -> Geometry:
-        probe = math.hypot(*(frobenius(*p.factors(0)) for p in probes))
-        lengths = [frobenius(c.left, c.right) * abs(float(c.scale)) for c in direction]
-        return Geometry(probe, math.hypot(*lengths))
+    def _go_to(self, after: Point) -> None:
+        # One assignment ends the step and the question, so that an interruption falls before or
+        # behind it.
+        before, self._point = self._point, after
+        self._asked = None  # and what it held
+        self._stepper.release(before, after, self.held())
 
     def descend(self, gradient: Any) -> None:
         """Take a step of a first-order method.
@@ -551,94 +393,25 @@ class Optimizer:
         """
         if self.method.estimator is not None:
             raise errors.takes_no_gradient(self.method.name)
-        params, state = self._refreshed()
-        random = state.random if self._draws else None
-        gradient = check_gradient(gradient, params)
-        new, step = self._descend(state._replace(random=random), gradient, self._rates()[0])
-        self._move(new, step, None, (), USABLE)
-
-    def _move(
-        self,
-        new: State,
-        step: tuple[Change, ...],
-        tuning: Tuning | None,
-        probes: tuple[Probe, ...],
-        verdict: Verdict,
-        snapshot: Snapshot | None = None,
-    ) -> None:
-        before, state, refreshed_at, _, direction, best, _, factor = self._point
-        if verdict.best:
-            best = before
-        if verdict.retreat:
-            params = best
-        else:
-            params = like_params(before, self._binding.apply(leaves_of(before), step))
-        if self._project is not None:
-            params = self._project(params)
-        else:
-            for x in leaves_of(params):
-                _arrays.freeze(x)
-        # The number of the step stays an integer of the host, whatever was compiled. Parameters,
-        # state and the end of the question change in one assignment, between whose halves no
-        # interruption can fall.
-        after = State(state.step + 1, *new[1:3], state.random)
-        if tuning is None:
-            best = params
-        elif tuning.search.tuned:
-            direction = self._direction(after, step)
-            if not tuning.search.begun:
-                tuning = tuning.begin(self._geometry(direction, probes))
-        self._point = Point(params, after, refreshed_at, tuning, direction, best, snapshot, factor)
-        self._asked = None  # and what it held
-        # With a projection the array may belong to that.
-        if self._binding.reuse_buffers and self._project is None:
-            held = [params, best, *self.held()]
-            held += [] if snapshot is None else [snapshot.params]
-            self._binding.release(leaves_of(before), held)
+        self._point = point = self._stepper.refreshed(self._point)
+        self._go_to(self._stepper.descend(point, gradient))
 
     def fresh(self, point: Any) -> Any:
         """Return a copy of a point; where buffers are reused, in the memory of points."""
-        return like_params(point, self._binding.copy(leaves_of(point)))
+        return like_params(point, self._stepper.binding.copy(leaves_of(point)))
 
     def hand_over(self, point: Any) -> Any:
         """Return a point for the caller to own, at the end of a run.
 
         Where buffers are reused it is no copy if that can be: no step may follow.
         """
-        arrays, binding = leaves_of(point), self._binding
+        arrays, binding = leaves_of(point), self._stepper.binding
         own = all(x is y for x, y in zip(arrays, leaves_of(self.x), strict=True))
         may_be_given = own and binding.reuse_buffers and not self._handed_over
         if may_be_given and all(_arrays.thaw(x) for x in arrays):
             self._handed_over = True
             return point
         return like_params(point, binding.surrender(arrays))
-
-    def _direction(self, state: State, step: tuple[Change, ...]) -> tuple[Change, ...]:
-        """Return the step for rate 1, nothing where the rate is given."""
-        changes = []
-        for leaf, change in zip(state.leaves, step, strict=True):
-            tuned = self.method.rule(leaf.momentum.ndim).update.tuned
-            unit = 1.0 if leaf.unit is None else leaf.unit
-            changes.append(Change(change.left, change.right, -unit if tuned else 0.0, None))
-        return tuple(changes)
-
-    def _warn_of_invisible_probes(
-        self, params: Any, probes: tuple[Probe, ...], smoothing: float
-    ) -> None:
-        """Warn, once, if adding a probe leaves most entries of a parameter as they are."""
-        names = sorted(params) if isinstance(params, dict) else ["x"]
-        for name, x, probe in zip(names, leaves_of(params), probes, strict=True):
-            fraction = invisible_fraction(x, probe, smoothing)
-            if fraction > _INVISIBLE:
-                self._warned = True
-                message = errors.invisible_probe(str(name), x.dtype, fraction)
-                warnings.warn(message, errors.PrecisionWarning, stacklevel=3)
-                return
-
-
-# Half of the entries: a Gaussian probe whose standard deviation is below 0.7 units in the last
-# place (its entries below half a unit round away) says more about rounding than about F.
-_INVISIBLE = 0.5
 
 
 def _wrong_number(shape: tuple[int, ...], expected: int) -> Exception:

@@ -1,0 +1,287 @@
+"""From one point to the next: what a method asks for at a point, and the step from the answer."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, NamedTuple
+
+from . import _arrays, errors
+from ._arrays import Array
+from .binding import ArrayBinding, Candidates
+from .constraints import Projection
+from .estimator import FiniteDifference
+from .method import Method, State, leaves_of, like_params
+from .objective import check_gradient, frobenius, invisible_fraction
+from .point import Point, Snapshot
+from .rule import Probe
+from .smoothing import Geometry
+from .tuning import NOTHING, USABLE, Plan, Tuning, Verdict
+from .update import Change
+
+
+class Asked(NamedTuple):
+    """The points at which losses are needed, and for which step: answered when that is taken."""
+
+    step: int
+    points: Candidates
+    probes: tuple[Probe, ...]
+    method: Method
+    estimator: FiniteDifference
+    plan: Plan
+
+
+class Stepper:
+    """Takes the steps of a method on arrays; whoever drives it remembers where it is.
+
+    Parameters
+    ----------
+    method : Method
+    binding : ArrayBinding
+        The memory of points and iterates.
+    project : callable or None
+        Applied to each iterate.
+    start : Point
+        Any point of the run: kinds and units of the parameters are taken from it.
+    """
+
+    def __init__(
+        self, method: Method, binding: ArrayBinding, project: Projection | None, start: Point
+    ) -> None:
+        self.method, self.binding, self.project = method, binding, project
+        arrays = leaves_of(start.params)
+        first = next((i for i, x in enumerate(arrays) if x.ndim >= 2), 0)
+        unit = start.state.leaves[first].unit
+        self._unit = 1.0 if unit is None else float(unit)
+        self._first_kind = 0 if arrays[first].ndim >= 2 else 1
+        self._constant = start.tuning is None and method.snapshots is None
+        for x in arrays:
+            self._constant &= method.rule(x.ndim).update.constant
+        self._draws = method.draws_in_update
+        self._like = start.state.started
+        self._compiles = not self._draws or start.state.random.can_be_traced
+        self.forget_rates()
+        self._compile()
+
+    def _compile(self) -> None:
+        # The rates are given, so that runs of different length share what was compiled.
+        method = self.method.with_horizon(None)
+        at_snapshot = method if method.snapshots is None else method.snapshots.method
+        functions: list[Any] = [method.advance, at_snapshot.advance, method.descend]
+        if self._compiles:
+            functions = [_arrays.compiled(f, self._like) for f in functions]
+        self.advance, self._advance_at_snapshot, self._descend = functions
+
+    def __getstate__(self) -> dict[str, Any]:
+        compiled = {"advance", "_advance_at_snapshot", "_descend"}
+        return {k: v for k, v in self.__dict__.items() if k not in compiled}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._compile()
+
+    def forget_rates(self) -> None:
+        """Compute the rates of the next step again, whatever it is."""
+        self._cached_rates: tuple[int, tuple[Any, Any], float] = (-1, (0.0, 0.0), 0.0)
+
+    def rates(self, point: Point) -> tuple[tuple[Any, Any], float]:
+        """Return the rates of the next step, and the learning rate of the first matrix.
+
+        They are computed here, where a schedule may be any function, and once a step.
+        """
+        step = point.state.step
+        if self._cached_rates[0] != step and not self._same_rates(point):
+            method, tuning = self.method_at(point), point.tuning
+            rates = method.rates(step)
+            if tuning is not None:
+                rules = method.matrices, method.vectors
+                pairs = zip(rules, rates, strict=True)
+                tuned = [tuning.rate if r.update.tuned else given for r, given in pairs]
+                rates = (tuned[0], tuned[1])
+            if (factor := point.rate_factor) != 1.0:
+                rates = (factor * rates[0], factor * rates[1])
+            self._cached_rates = step, rates, float(rates[self._first_kind]) * self._unit
+        return self._cached_rates[1:]
+
+    def _same_rates(self, point: Point) -> bool:
+        """Tell whether the rates computed last hold for all steps."""
+        return self._constant and self._cached_rates[0] >= 0 and point.rate_factor == 1.0
+
+    def method_at(self, point: Point) -> Method:
+        """Return the method of the next step: another one where a snapshot is due."""
+        snapshots = self.method.snapshots
+        if snapshots is None:
+            return self.method
+        last = point.snapshot
+        due = last is None or point.state.step - last.step >= snapshots.every
+        return snapshots.method if due else self.method
+
+    def estimator_at(self, point: Point) -> FiniteDifference:
+        """Return the estimator of the next step."""
+        estimator = self.method_at(point).finite_difference
+        tuning = point.tuning
+        if tuning is None or not estimator.tuned:
+            return estimator
+        return estimator.at(tuning.smoothing.width)
+
+    def refreshed(self, point: Point) -> Point:
+        """Return the point with a new subspace if the next step needs one."""
+        state, every = point.state, self.method.refresh_every
+        if not every or state.step % every or state.step == point.refreshed_at:
+            return point
+        return point._replace(state=self.method.refresh(state), refreshed_at=state.step)
+
+    def ask(self, point: Point) -> Asked:
+        """Return the points at which the loss is needed for the next step."""
+        method, last, tuning = self.method_at(point), point.snapshot, point.tuning
+        probes = method.propose(point.state)
+        estimator = method.finite_difference if tuning is None else self.estimator_at(point)
+        plan = NOTHING if tuning is None else tuning.plan
+        extra: dict[str, Any] = {}
+        if plan.kind == "noise":
+            extra = {"along_probe": tuple(s * estimator.width for s in plan.scales)}
+        elif plan.kind == "line":
+            extra = {
+                "along_step": plan.scales,
+                "step": point.direction,
+                "project": self.project,
+            }
+        snapshot = None if last is None else last.params
+        points = Candidates(
+            estimator, point.params, probes, snapshot, binding=self.binding, **extra
+        )
+        return Asked(point.state.step, points, probes, method, estimator, plan)
+
+    def tell(self, point: Point, asked: Asked, losses: Array) -> Point:
+        """Return the next point, from the losses of what was asked for."""
+        state, tuning, snapshot = point.state, point.tuning, point.snapshot
+        method, advance = asked.method, self.advance
+        verdict = USABLE
+        if tuning is None:
+            coefficients = asked.estimator.differences(losses)
+        else:
+            told = losses[: len(asked.estimator.evaluations)]
+            coefficients = asked.estimator.differences(told)
+            tuning, verdict = self._tell_tuning(point, tuning, asked, coefficients, losses)
+            if not verdict.usable:
+                coefficients = coefficients * math.nan
+        # Differences are taken here, outside of compiled code: in float64 for host numbers. The
+        # probes are given, so that no sampler is needed: runs that differ in their seeds alone
+        # share what was compiled.
+        random = state.random if self._draws else None
+        if method is not self.method:
+            advance = self._advance_at_snapshot
+            # The one number that a device is waited for, once a snapshot: whether it was taken.
+            if bool(method.has_estimate(state, coefficients)):
+                snapshot = Snapshot(point.params, state.step)
+        new, step = advance(
+            State(state.step, state.started, state.leaves, random),
+            coefficients,
+            asked.probes,
+            self.rates(point)[0],
+        )
+        params = self._iterate(point, step, verdict)
+        after, direction = _counted(state, new), point.direction
+        best = point.params if verdict.best else point.best
+        if tuning is None:
+            best = params
+        elif tuning.search.tuned:
+            direction = self._direction(after, step)
+            if not tuning.search.begun:
+                tuning = tuning.begin(self._geometry(direction, asked.probes))
+        return Point(
+            params,
+            after,
+            point.refreshed_at,
+            tuning,
+            direction,
+            best,
+            snapshot,
+            point.rate_factor,
+        )
+
+    def _tell_tuning(
+        self, point: Point, tuning: Tuning, asked: Asked, coefficients: Array, losses: Array
+    ) -> tuple[Tuning, Verdict]:
+        """Hand the losses to the tuning, on the host, if it looks at them."""
+        if not tuning.attentive:
+            return tuning.passed(), USABLE
+        count = len(asked.estimator.evaluations)
+        host = _arrays.to_host(losses).tolist()
+        c = _arrays.to_host(coefficients)
+        return tuning.grown(self.method.rules_of(point.params)).told(
+            (c if c.ndim == 1 else c[0]).tolist(),
+            host[:count],
+            host[count:],
+            self._geometry(point.direction, asked.probes),
+        )
+
+    @staticmethod
+    def _geometry(direction: tuple[Change, ...], probes: tuple[Probe, ...]) -> Geometry:
+        probe = math.hypot(*(frobenius(*p.factors(0)) for p in probes))
+        lengths = [frobenius(c.left, c.right) * abs(float(c.scale)) for c in direction]
+        return Geometry(probe, math.hypot(*lengths))
+
+    def descend(self, point: Point, gradient: Any) -> Point:
+        """Return the next point of a first-order method."""
+        random = point.state.random if self._draws else None
+        gradient = check_gradient(gradient, point.params)
+        state = point.state._replace(random=random)
+        new, step = self._descend(state, gradient, self.rates(point)[0])
+        params = self._iterate(point, step, USABLE)
+        return point._replace(params=params, state=_counted(point.state, new), best=params)
+
+    def _iterate(self, point: Point, step: tuple[Change, ...], verdict: Verdict) -> Any:
+        """Return the parameters after a step, or the best ones."""
+        before = point.params
+        if verdict.retreat:
+            params = before if verdict.best else point.best
+        else:
+            params = like_params(before, self.binding.apply(leaves_of(before), step))
+        if self.project is not None:
+            return self.project(params)
+        for x in leaves_of(params):
+            _arrays.freeze(x)
+        return params
+
+    def release(self, before: Point, after: Point, held: list[Any]) -> None:
+        """Take back the memory of an iterate that was left, unless somebody still needs it."""
+        # With a projection the array may belong to that.
+        if self.binding.reuse_buffers and self.project is None:
+            held = [after.params, after.best, *held]
+            held += [] if after.snapshot is None else [after.snapshot.params]
+            self.binding.release(leaves_of(before.params), held)
+
+    def _direction(self, state: State, step: tuple[Change, ...]) -> tuple[Change, ...]:
+        """Return the step for rate 1, nothing where the rate is given."""
+        changes = []
+        for leaf, change in zip(state.leaves, step, strict=True):
+            tuned = self.method.rule(leaf.momentum.ndim).update.tuned
+            unit = 1.0 if leaf.unit is None else leaf.unit
+            changes.append(Change(change.left, change.right, -unit if tuned else 0.0, None))
+        return tuple(changes)
+
+
+def _counted(before: State, after: State) -> State:
+    """Return a state whose number stays an integer of the host, whatever was compiled."""
+    return State(before.step + 1, after.started, after.leaves, before.random)
+
+
+# Half of the entries: a Gaussian probe whose standard deviation is below 0.7 units in the last
+# place (its entries below half a unit round away) says more about rounding than about F.
+_INVISIBLE = 0.5
+
+
+def warn_of_invisible_probes(params: Any, asked: Asked) -> bool:
+    """Warn the caller's caller if adding a probe leaves most entries of a parameter as they are.
+
+    Returns whether it did.
+    """
+    names = sorted(params) if isinstance(params, dict) else ["x"]
+    for name, x, probe in zip(names, leaves_of(params), asked.probes, strict=True):
+        fraction = invisible_fraction(x, probe, asked.estimator.width)
+        if fraction > _INVISIBLE:
+            message = errors.invisible_probe(str(name), x.dtype, fraction)
+            warnings.warn(message, errors.PrecisionWarning, stacklevel=3)
+            return True
+    return False
