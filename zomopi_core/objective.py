@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from . import _arrays, errors
 from ._arrays import Array
 from .binding import ArrayBinding, Candidates, Params, unperturbed
@@ -216,19 +218,21 @@ class Objective:
             except Exception as error:
                 return stack_losses([failure(error) for _ in range(len(points))])
         keywords = {"key": key} if self.takes_key else {}
-        losses, fun, calls = [], self._fun, self.calls
+        losses, fun, calls, plain = [], self._fun, self.calls, True
         try:
             for point in self.prepared(points):
                 calls += 1
                 try:
                     loss = fun(point, **keywords) if keywords else fun(point)
-                    # What is no loss should be said before the next, maybe costly, call.
-                    losses.append(loss if type(loss) is float else scalar_loss(loss))
+                    if type(loss) is not float:
+                        # What is no loss should be said before the next, maybe costly, call.
+                        loss, plain = scalar_loss(loss), False
                 except Exception as error:
-                    losses.append(failure(error))
+                    loss, plain = failure(error), False
+                losses.append(loss)
         finally:
             self.calls = calls
-        return join_losses(losses)
+        return np.asarray(losses, dtype=np.float64) if plain else join_losses(losses)
 
     def prepared(self, points: Sequence[Any]) -> Any:
         """Return points as the function takes them: one after the other, or as a stack."""

@@ -59,7 +59,7 @@ class Stepper:
             self._constant &= method.rule(x.ndim).update.constant
         self._draws = method.draws_in_update
         self._like = start.state.started
-        self._compiles = not self._draws or start.state.random.can_be_traced
+        self._may_be_traced = not self._draws or start.state.random.can_be_traced
         self.forget_rates()
         self._compile()
 
@@ -68,9 +68,10 @@ class Stepper:
         method = self.method.with_horizon(None)
         at_snapshot = method if method.snapshots is None else method.snapshots.method
         functions: list[Any] = [method.advance, at_snapshot.advance, method.descend]
-        if self._compiles:
-            functions = [_arrays.compiled(f, self._like) for f in functions]
-        self.advance, self._advance_at_snapshot, self._descend = functions
+        made = [_arrays.compiled(f, self._like) for f in functions]
+        self._traced = self._may_be_traced and made[0] is not functions[0]
+        chosen = made if self._traced else functions
+        self.advance, self._advance_at_snapshot, self._descend = chosen
 
     def __getstate__(self) -> dict[str, Any]:
         compiled = {"advance", "_advance_at_snapshot", "_descend"}
@@ -82,30 +83,29 @@ class Stepper:
 
     def forget_rates(self) -> None:
         """Compute the rates of the next step again, whatever it is."""
-        self._cached_rates: tuple[int, tuple[Any, Any], float] = (-1, (0.0, 0.0), 0.0)
+        self._cached_rates: tuple[int, tuple[tuple[Any, Any], float]] = -1, ((0.0, 0.0), 0.0)
 
     def rates(self, point: Point) -> tuple[tuple[Any, Any], float]:
         """Return the rates of the next step, and the learning rate of the first matrix.
 
         They are computed here, where a schedule may be any function, and once a step.
         """
-        step = point.state.step
-        if self._cached_rates[0] != step and not self._same_rates(point):
-            method, tuning = self.method_at(point), point.tuning
-            rates = method.rates(step)
-            if tuning is not None:
-                rules = method.matrices, method.vectors
-                pairs = zip(rules, rates, strict=True)
-                tuned = [tuning.rate if r.update.tuned else given for r, given in pairs]
-                rates = (tuned[0], tuned[1])
-            if (factor := point.rate_factor) != 1.0:
-                rates = (factor * rates[0], factor * rates[1])
-            self._cached_rates = step, rates, float(rates[self._first_kind]) * self._unit
-        return self._cached_rates[1:]
-
-    def _same_rates(self, point: Point) -> bool:
-        """Tell whether the rates computed last hold for all steps."""
-        return self._constant and self._cached_rates[0] >= 0 and point.rate_factor == 1.0
+        step, factor = point.state.step, point.rate_factor
+        known, found = self._cached_rates
+        if known == step or (self._constant and known >= 0 and factor == 1.0):
+            return found
+        method, tuning = self.method_at(point), point.tuning
+        rates = method.rates(step)
+        if tuning is not None:
+            rules = method.matrices, method.vectors
+            pairs = zip(rules, rates, strict=True)
+            tuned = [tuning.rate if r.update.tuned else given for r, given in pairs]
+            rates = (tuned[0], tuned[1])
+        if factor != 1.0:
+            rates = (factor * rates[0], factor * rates[1])
+        found = rates, float(rates[self._first_kind]) * self._unit
+        self._cached_rates = step, found
+        return found
 
     def method_at(self, point: Point) -> Method:
         """Return the method of the next step: another one where a snapshot is due."""
@@ -137,18 +137,23 @@ class Stepper:
         probes = method.propose(point.state)
         estimator = method.finite_difference if tuning is None else self.estimator_at(point)
         plan = NOTHING if tuning is None else tuning.plan
-        extra: dict[str, Any] = {}
-        if plan.kind == "noise":
-            extra = {"along_probe": tuple(s * estimator.width for s in plan.scales)}
-        elif plan.kind == "line":
-            extra = {
-                "along_step": plan.scales,
-                "step": point.direction,
-                "project": self.project,
-            }
         snapshot = None if last is None else last.params
+        along_probe: tuple[float, ...] = ()
+        along_step: tuple[float, ...] = ()
+        if plan.kind == "noise":
+            along_probe = tuple(s * estimator.width for s in plan.scales)
+        elif plan.kind == "line":
+            along_step = plan.scales
         points = Candidates(
-            estimator, point.params, probes, snapshot, binding=self.binding, **extra
+            estimator,
+            point.params,
+            probes,
+            snapshot,
+            along_probe=along_probe,
+            along_step=along_step,
+            step=point.direction,
+            project=self.project,
+            binding=self.binding,
         )
         return Asked(point.state.step, points, probes, method, estimator, plan)
 
@@ -165,23 +170,16 @@ class Stepper:
             tuning, verdict = self._tell_tuning(point, tuning, asked, coefficients, losses)
             if not verdict.usable:
                 coefficients = coefficients * math.nan
-        # Differences are taken here, outside of compiled code: in float64 for host numbers. The
-        # probes are given, so that no sampler is needed: runs that differ in their seeds alone
-        # share what was compiled.
-        random = state.random if self._draws else None
+        # Differences are taken here, outside of compiled code: in float64 for host numbers.
         if method is not self.method:
             advance = self._advance_at_snapshot
             # The one number that a device is waited for, once a snapshot: whether it was taken.
             if bool(method.has_estimate(state, coefficients)):
                 snapshot = Snapshot(point.params, state.step)
-        new, step = advance(
-            State(state.step, state.started, state.leaves, random),
-            coefficients,
-            asked.probes,
-            self.rates(point)[0],
-        )
+        rates = self.rates(point)[0]
+        new, step = advance(self._given(state), coefficients, asked.probes, rates)
         params = self._iterate(point, step, verdict)
-        after, direction = _counted(state, new), point.direction
+        after, direction = self._counted(state, new), point.direction
         best = point.params if verdict.best else point.best
         if tuning is None:
             best = params
@@ -224,12 +222,24 @@ class Stepper:
 
     def descend(self, point: Point, gradient: Any) -> Point:
         """Return the next point of a first-order method."""
-        random = point.state.random if self._draws else None
-        gradient = check_gradient(gradient, point.params)
-        state = point.state._replace(random=random)
-        new, step = self._descend(state, gradient, self.rates(point)[0])
+        gradient, state = check_gradient(gradient, point.params), point.state
+        new, step = self._descend(self._given(state), gradient, self.rates(point)[0])
         params = self._iterate(point, step, USABLE)
-        return point._replace(params=params, state=_counted(point.state, new), best=params)
+        return point._replace(params=params, state=self._counted(state, new), best=params)
+
+    def _given(self, state: State) -> State:
+        """Return a state for what may be compiled.
+
+        The probes are given, so that no sampler is needed: runs that differ in their seeds alone
+        share what was compiled.
+        """
+        return state._replace(random=None) if self._traced and not self._draws else state
+
+    def _counted(self, before: State, after: State) -> State:
+        """Return a state whose number is an integer of the host, whatever was compiled."""
+        if not self._traced:
+            return after
+        return State(before.step + 1, after.started, after.leaves, before.random)
 
     def _iterate(self, point: Point, step: tuple[Change, ...], verdict: Verdict) -> Any:
         """Return the parameters after a step, or the best ones."""
@@ -260,11 +270,6 @@ class Stepper:
             unit = 1.0 if leaf.unit is None else leaf.unit
             changes.append(Change(change.left, change.right, -unit if tuned else 0.0, None))
         return tuple(changes)
-
-
-def _counted(before: State, after: State) -> State:
-    """Return a state whose number stays an integer of the host, whatever was compiled."""
-    return State(before.step + 1, after.started, after.leaves, before.random)
 
 
 # Half of the entries: a Gaussian probe whose standard deviation is below 0.7 units in the last
