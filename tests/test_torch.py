@@ -796,7 +796,7 @@ class TestBadInput:
             ({"on_failure": "ignore"}, "on_failure must be one of"),
             ({"reference": "disk"}, "reference must be one of"),
             ({"chunk": 0}, "chunk must be an integer"),
-            ({"lr": -1.0}, "learning_rate must be"),
+            ({"lr": -1.0}, "lr must be a positive"),
             ({"rank": 0}, "rank must be"),
             ({"seed": -1}, "seed must be"),
             ({"method": "mezo", "lr": 1e-3, "vector_lr": 0.1}, "takes no 'vector_lr'"),
@@ -827,6 +827,26 @@ class TestBadInput:
         groups = [{"params": [model[0].weight]}, {"params": [model[3].weight], "probes": 7}]
         with pytest.raises(ValueError, match="must be the same in all groups"):
             ZOMOPI(groups, lr=0.1)
+
+    @pytest.mark.parametrize("change", ["dtype", "shape"])
+    def test_a_model_that_changes_afterwards(self, change):
+        model = network()
+        optimizer = ZOMOPI(model, lr=0.1)
+        optimizer.step(objective(model))
+        if change == "shape":
+            model[3].weight.data = torch.zeros(5, 8, dtype=torch.float64)
+        else:
+            model.bfloat16()
+        before = [p.detach().clone() for p in model.parameters()]
+        with pytest.raises(ValueError, match=r"was torch.float64 of shape .* when the optimizer"):
+            optimizer.step(lambda: 1.0)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+    @pytest.mark.parametrize("rate", ["AUTO", -1, 0, float("nan"), True, [0.1]])
+    @pytest.mark.parametrize("name", ["lr", "vector_lr"])
+    def test_rates(self, name, rate):
+        with pytest.raises(ValueError, match=f"^{name} must be a positive number or 'auto'"):
+            ZOMOPI(network(), **{"lr": 0.1, name: rate})
 
     def test_the_model_is_needed(self):
         with pytest.raises(ValueError, match="binding='overlay' needs the model"):

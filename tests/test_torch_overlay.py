@@ -282,6 +282,25 @@ class TestWeights:
         torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
         assert list(inspect.signature(model.forward).parameters) == ["input"]
 
+    def test_weights_that_are_loaded_take_the_place_of_what_was_learned(self):
+        """Going back to the best weights, as early stopping does."""
+        model = network()
+        optimizer = ZOMOPI(model, lr=0.5, binding="overlay")
+        optimizer.step(objective(model))
+        optimizer.merge()
+        x, best = data()[0], copy.deepcopy(model.state_dict())
+        with torch.no_grad():
+            expected = model(x)
+            optimizer.step(objective(model))
+            assert not torch.allclose(model(x), expected, atol=1e-3)
+            copy.deepcopy(model).load_state_dict(best)  # of a copy
+            assert not torch.allclose(model(x), expected, atol=1e-3)
+            model.load_state_dict(best)
+            assert torch.equal(model(x), expected)
+        optimizer.step(objective(model))
+        optimizer.detach()
+        assert not model._load_state_dict_post_hooks
+
     def test_detached_models_are_plain_again(self):
         model = network()
         optimizer = ZOMOPI(model, lr=0.1, binding="overlay")
@@ -290,8 +309,9 @@ class TestWeights:
         optimizer.detach()
         assert "forward" not in model.__dict__
 
+    @pytest.mark.parametrize("order", ["model first", "optimizer first"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_a_run_resumes_to_the_bit(self, dtype):
+    def test_a_run_resumes_to_the_bit(self, dtype, order):
         def make():
             model = network(dtype)
             return model, ZOMOPI(model, 0.05, rank=2, refresh_every=4, binding="overlay")
@@ -304,8 +324,9 @@ class TestWeights:
         file.seek(0)
         saved = torch.load(file, weights_only=True)
         other, resumed = make()
-        other.load_state_dict(saved[0])
-        resumed.load_state_dict(saved[1])
+        pairs = [(other, saved[0]), (resumed, saved[1])]
+        for owner, state in pairs if order == "model first" else reversed(pairs):
+            owner.load_state_dict(state)
         for m, o in ((model, optimizer), (other, resumed)):
             for _ in range(7):
                 o.step(objective(m, dtype))

@@ -178,6 +178,24 @@ class TestRetreat:
         else:
             assert torch.equal(found, best)
 
+    def test_weights_that_somebody_loads_are_not_undone(self):
+        model = network()
+        optimizer = ZOMOPI(model, "auto", rank=3, binding="in_place")
+        for _ in range(10):
+            optimizer.step(objective(model))
+        for leaf in optimizer._leaves:
+            leaf.remember()
+        optimizer._tuner.postpone()
+        optimizer.step(objective(model))
+        assert all(leaf.since is not None for leaf in optimizer._leaves)
+        loaded = network(seed=5).state_dict()
+        model.load_state_dict(loaded)
+        for leaf in optimizer._leaves:
+            leaf.follow()
+            leaf.retreat()
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, loaded[name])
+
     def test_after_a_catastrophe(self):
         """F at the iterate becomes NaN for good; the run goes back to where it was defined."""
         model = network()
@@ -191,6 +209,25 @@ class TestRetreat:
         losses = [float(optimizer.step(loss)) for _ in range(120)]
         assert math.isfinite(losses[-1])
         assert losses[-1] < 0.8 * losses[0]
+
+
+class TestFlatLoss:
+    @pytest.mark.parametrize("binding", ["in_place", "overlay"])
+    def test_weights_stay(self, binding):
+        """Probes grow in search of differences, but not beyond what the weights themselves allow.
+
+        While a step is evaluated, weights that are moved in place hold a probe, too; bounds that
+        followed them grew without end, and their rounding destroyed the weights.
+        """
+        model = network(torch.float32)
+        start = {k: v.detach().clone() for k, v in model.named_parameters()}
+        optimizer = ZOMOPI(model, "auto", binding=binding)
+        largest = max(float(v.square().mean().sqrt()) for v in start.values())
+        for _ in range(40):
+            optimizer.step(lambda: 1.0)
+            assert optimizer._tuner.estimator.width <= 3.0 * max(largest, 1.0) * 8**0.5
+        for name, value in model.named_parameters():
+            torch.testing.assert_close(value.detach(), start[name], rtol=0, atol=1e-4)
 
 
 class TestTraining:
@@ -318,7 +355,7 @@ class TestBadInput:
         [
             ({"method": "mezo", "lr": "auto"}, "is as large as the weight"),
             ({"lr": "auto", "refresh_every": 1}, "new one at each step"),
-            ({"lr": "fast"}, "learning_rate"),
+            ({"lr": "fast"}, "lr must be a positive"),
         ],
         ids=str,
     )

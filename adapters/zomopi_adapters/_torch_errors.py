@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from zomopi_core.errors import JournalError
 
@@ -154,6 +155,27 @@ def wrong_checkpoint(detail: str) -> ValueError:
         f"the state does not fit this optimizer: {detail}; make the optimizer with the groups and "
         "options that it was saved with"
     )
+
+
+def changed_parameter(name: str, was: tuple[Any, ...], now: tuple[Any, ...]) -> ValueError:
+    """Explain that a parameter is not what the optimizer was made for."""
+    before, after = (
+        f"{dtype} of shape {tuple(shape)} on {device}" for dtype, shape, device in (was, now)
+    )
+    return ValueError(
+        f"{name} was {before} when the optimizer was made, and is {after} now; convert and move "
+        "a model first, then make its optimizer"
+    )
+
+
+def wrong_model(value: object) -> TypeError:
+    """Explain that `model` is no module."""
+    return TypeError(f"model must be a torch.nn.Module, got {type(value).__name__}")
+
+
+def wrong_rate(name: str, value: object) -> ValueError:
+    """Explain that a learning rate is neither a number nor "auto"."""
+    return ValueError(f"{name} must be a positive number or 'auto', got {value!r:.60}")
 
 
 def same_name(name: str) -> ValueError:

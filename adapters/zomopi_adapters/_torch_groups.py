@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -98,6 +100,10 @@ def method_of(
     method, lr, vector_lr = (
         general[k] if group.get(k) is None else group[k] for k in ("method", "lr", "vector_lr")
     )
+    for key, rate in (("lr", lr), ("vector_lr", vector_lr)):
+        number = isinstance(rate, numbers.Real) and not isinstance(rate, bool)
+        if rate is not None and rate != "auto" and not (number and 0 < rate < math.inf):
+            raise errors.wrong_rate(key, rate)
     shared = {k: v for k, v in general.items() if k not in GROUP_KEYS}
     if isinstance(method, Method) and group.get("method") is not None:
         shared = {}  # the general options are made for the general method

@@ -26,6 +26,8 @@ class InPlace(Leaf):
         # from what is remembered to X: X = kept * X_best + shared @ since
         self.since: Tensor | None = None
         self.kept: Tensor | None = None
+        # of the parameter as this leaf left it; None where any will do, as after a checkpoint
+        self._version: int | None = None
 
     def _flat(self, varying: Tensor) -> Tensor | None:
         """Return the parameter as the product sees it, None where its memory forbids a view."""
@@ -66,6 +68,7 @@ class InPlace(Leaf):
             if self.probe is not None:
                 self._add(self._current(source), -self.scale)
             self.probe, self.scale, self._held = None, 0.0, None
+            self._version = self.param._version
             return
         if probe == self.probe:
             if scale != self.scale:
@@ -83,6 +86,12 @@ class InPlace(Leaf):
             self._add(torch.sub(new, self._current(source), alpha=ratio, out=out), scale)
         self.probe, self.scale = probe, scale
         self._held = None if self.is_large else new
+
+    def follow(self) -> None:
+        """Start anew from weights that somebody else has written."""
+        if self._version not in {None, self.param._version}:
+            self.remember()
+        self._version = self.param._version
 
     def accept(self, source: Source, change: Change) -> None:
         """Add the step and the way back from the last probe in one."""
@@ -102,6 +111,7 @@ class InPlace(Leaf):
             total.sub_(self._current(source).view(total.shape), alpha=self.scale)
         self._add(total, beta=beta)
         self.probe, self.scale, self._held = None, 0.0, None
+        self._version = self.param._version
 
     def _follow_step(self, step: Tensor, decay: Tensor | None) -> None:
         if decay is not None:
@@ -121,6 +131,7 @@ class InPlace(Leaf):
             part = 1.0 if self.kept is None else 1.0 / float(self.kept)
             self._add(self.since, -part, part)
         self.remember()
+        self._version = self.param._version
 
     def extra_state(self) -> dict[str, Tensor]:
         """Return the direction, and the way from what is remembered."""
@@ -131,3 +142,4 @@ class InPlace(Leaf):
         """Take over the direction, and the way from what is remembered."""
         super().load_extra(extra)
         self.since, self.kept = extra.get("since"), extra.get("kept")
+        self._version = None

@@ -22,6 +22,8 @@ from zomopi_core.sampling import Randomness
 from zomopi_core.subspace import Sketch
 from zomopi_core.update import Change
 
+from . import _torch_errors as errors
+
 HALF = (torch.float16, torch.bfloat16)
 
 #: stands in the place of a probe's index for the direction of the last step
@@ -71,6 +73,16 @@ class Leaf:
         keeps = isinstance(rule.subspace, Sketch) and rule.subspace.refresh_kind == "anchored"
         # Without memory M is only what one step hands to the orthogonalizer.
         self._forgets = isinstance(average, ExponentialAverage) and average.beta == 0 and not keeps
+
+        self._made_for = self._look()
+
+    def _look(self) -> tuple[Any, ...]:
+        return self.param.dtype, self.param.shape, self.param.device
+
+    def check(self) -> None:
+        """Raise if the parameter is not what this leaf was made for."""
+        if (now := self._look()) != self._made_for:
+            raise errors.changed_parameter(self.name, self._made_for, now)
 
     def init(self, random: Randomness) -> None:
         """Make the state before the first step."""

@@ -71,6 +71,12 @@ class Overlaid(Accumulating):
         super().load_extra(extra)
         self.places = []
 
+    def forget(self) -> None:
+        """Drop what was learned beside the weight: somebody has loaded another one."""
+        if self.mergeable:
+            self.total = self.shrink = None
+            self.remember()
+
     def merge(self, source: Source) -> None:
         """Bring the coordinates into the weight; 16-bit weights are rounded stochastically."""
         if not self.mergeable or (self.total is None and self.shrink is None):
@@ -158,6 +164,40 @@ class OverlaidForward:
 
     def __reduce__(self) -> Any:
         return getattr, (self._model, "forward")
+
+
+class LoadedWeights:
+    """Drops what was learned beside the weights of a model, when others are loaded into it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its copies are left alone.
+    overlay : Overlay
+
+    Attributes
+    ----------
+    paused : bool
+        Whether weights may come that belong to what is beside them, as in a checkpoint.
+    """
+
+    def __init__(self, model: Any, overlay: Overlay) -> None:
+        self._model, self._overlay, self.paused = model, overlay, False
+
+    def __call__(self, module: Any, keys: Any) -> None:
+        if module is self._model and not self.paused:
+            for leaf in self._overlay.leaves.values():
+                leaf.forget()
+
+    def __reduce__(self) -> Any:  # of copies, too
+        return _Nothing, ()
+
+
+class _Nothing:
+    """Stands for `LoadedWeights` in copies of a model."""
+
+    def __call__(self, module: Any, keys: Any) -> None:
+        """Do nothing."""
 
 
 class Overlay(TorchFunctionMode):  # type: ignore[misc]

@@ -15,7 +15,7 @@ from ._torch_binding import Choice, overlay_places
 from ._torch_groups import Carrier, storage
 from ._torch_layers import HANDLERS, low_rank
 from ._torch_leaf import Leaf, Source
-from ._torch_overlay import Overlaid, OverlaidForward, Overlay
+from ._torch_overlay import LoadedWeights, Overlaid, OverlaidForward, Overlay
 from ._torch_reference import Referenced
 from ._torch_scope import own_arithmetic, uninterrupted
 
@@ -36,6 +36,8 @@ class Parameters:
         self.leaves: list[Leaf] = []
         self.overlay = Overlay(HANDLERS)
         self._plain_forward: Any = None
+        self._loaded: LoadedWeights | None = None
+        self._hook: Any = None
 
     @property
     def kinds(self) -> set[str]:
@@ -111,11 +113,19 @@ class Parameters:
         if model is not None and self.overlay.leaves and not self._is_wrapped:
             self._plain_forward = model.__dict__.get("forward")
             model.forward = OverlaidForward(model, self.overlay)
+            self._loaded = LoadedWeights(model, self.overlay)
+            self._hook = model.register_load_state_dict_post_hook(self._loaded)
+
+    def expect_weights(self, expected: bool) -> None:
+        """Say whether weights that are loaded belong to what is beside them."""
+        if self._loaded is not None:
+            self._loaded.paused = expected
 
     def unwrap(self) -> None:
         """Take the overlay off the model."""
         if self._is_wrapped:
             assert self.model is not None
+            self._hook.remove()
             del self.model.forward
             if self._plain_forward is not None:
                 self.model.forward = self._plain_forward

@@ -78,20 +78,33 @@ class Tuner:
             return tuple(Evaluation(0 if s else None, s * width) for s in scales)
         return tuple(Evaluation(STEP if s else None, s) for s in scales)
 
+    def grown(self, leaves: list[Leaf]) -> Tuning | None:
+        """Return the tuning with bounds that follow the parameters, which must stand at X."""
+        tuning = self.tuning
+        if tuning is None or not tuning.attentive:
+            return tuning
+        return tuning.grown([(x.rule, x.param.detach()) for x in leaves])
+
     def told(
-        self, coefficients: Tensor, losses: Tensor, leaves: list[Leaf], source: Source
+        self,
+        tuning: Tuning | None,
+        coefficients: Tensor,
+        losses: Tensor,
+        leaves: list[Leaf],
+        source: Source,
     ) -> tuple[Tuning | None, Verdict]:
         """Return the tuning after a step, and what becomes of the step.
 
         Parameters
         ----------
+        tuning : Tuning or None
+            What `grown` returned before the step.
         coefficients : tensor of shape (N,)
         losses : tensor
             Of the step's probes, and of the points of `points`.
         leaves : list of Leaf
         source : Source
         """
-        tuning = self.tuning
         if tuning is None:
             return None, USABLE
         if not tuning.attentive:
@@ -99,8 +112,7 @@ class Tuner:
         count = len(self.estimator.evaluations)
         host = _arrays.to_host(losses).tolist()
         c = _arrays.to_host(coefficients).tolist()
-        grown = tuning.grown([(x.rule, x.param.detach()) for x in leaves])
-        return grown.told(c, host[:count], host[count:], _geometry(leaves, source))
+        return tuning.told(c, host[:count], host[count:], _geometry(leaves, source))
 
     def begun(self, tuning: Tuning | None, leaves: list[Leaf], source: Source) -> Tuning | None:
         """Return the tuning after the leaves have new directions."""

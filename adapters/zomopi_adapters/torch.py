@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from zomopi_core import _arrays
-from zomopi_core._checks import check_count, check_name
+from zomopi_core._checks import check_count, check_name, flag
 from zomopi_core.estimator import FiniteDifference
 from zomopi_core.journal import Journal, as_journal
 from zomopi_core.losses import join_losses
@@ -162,6 +162,9 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             check_name("reference", reference, ("device", "host"))
         if chunk is not None:
             check_count("chunk", chunk)
+        flag("batched", batched)
+        if not isinstance(model, nn.Module | None):
+            raise errors.wrong_model(model)
         if isinstance(params, nn.Module):
             model = params if model is None else model
             params = default_groups(params)
@@ -326,10 +329,13 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             self._overlay,
             (*estimator.evaluations, *tuner.points()),
         )
+        self._parameters.expect_weights(False)
         with own_arithmetic(kinds):
             for leaf in leaves:
                 leaf.follow()
         self._refresh(run)
+        with own_arithmetic(kinds):
+            grown = tuner.grown(leaves)
         try:
             losses = self._losses(run)
             with own_arithmetic(kinds):
@@ -339,7 +345,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                 if self._on_failure == "raise" and not all(finite.tolist()):
                     raise NonFiniteLossError(f"losses of step {self._step}: {losses[:count]}")
                 coefficients = estimator.differences(joined[:count])
-                tuning, verdict = tuner.told(coefficients, joined, leaves, run.source)
+                tuning, verdict = tuner.told(grown, coefficients, joined, leaves, run.source)
                 if not verdict.usable:
                     coefficients = coefficients * math.nan
                 moved, alive = advance(estimator, self._started, leaves, run.source, coefficients)
@@ -360,6 +366,8 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _active(self) -> list[Leaf]:
         leaves = [x for x in self._leaves if not x.group["frozen"] and x.param.requires_grad]
+        for leaf in leaves:
+            leaf.check()
         if not leaves:
             raise errors.nothing_to_train()
         return leaves
@@ -509,6 +517,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             If the names or shapes of the parameters, or the methods, are others.
         """
         state_.unpack(self, state_dict)
+        self._parameters.expect_weights(True)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()}\n{self.describe()}"

@@ -221,6 +221,7 @@ def main(
     parser.add_argument("--classes", type=int, default=12)
     parser.add_argument("--width", type=int, default=24, help="tokens of a text")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--points", type=int, default=10, help="measurements along a run")
     parser.add_argument("--plot", help="file for a picture of the curves")
     options = parser.parse_args(arguments)
     encoder, tokenizer = load()
@@ -236,6 +237,7 @@ def main(
         curves[name] = train(
             model, data, held_out, settings,
             forwards=options.forwards, batch=options.batch, seed=options.seed,
+            points=options.points,
         )  # fmt: skip
         seconds = time.perf_counter() - begin
         line = "  ".join(f"{count}: {value:.3f}" for count, value in curves[name])

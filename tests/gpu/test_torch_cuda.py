@@ -108,16 +108,109 @@ def test_a_model_over_several_devices():
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
-def test_a_step_does_not_wait_for_the_device():
-    model = network("cuda", torch.float32)
-    x, y = data("cuda", torch.float32)
-    optimizer = ZOMOPI(model.named_parameters(), lr=0.05, rank=3, refresh_every=1000)
-    optimizer.step(lambda: F.cross_entropy(model(x), y))
+def settings(way):
+    """Return the options of one of the ways to evaluate."""
+    binding = "in_place" if way == "in_place" else "overlay"
+    return {"binding": binding, "batched": way == "batched"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("way", ["in_place", "overlay", "batched"])
+def test_a_step_does_not_wait_for_the_device(way, dtype):
+    model = network("cuda", dtype)
+    x, y = data("cuda", dtype)
+    optimizer = ZOMOPI(model, lr=0.05, rank=3, refresh_every=1000, smoothing=0.05, **settings(way))
+
+    def closure():
+        return per_probe(F.cross_entropy(model(tiled(x)).float(), tiled(y), reduction="none"))
+
+    for _ in range(2):  # the first looks at precision, and compares batched losses
+        optimizer.step(closure)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        optimizer.step(lambda: F.cross_entropy(model(x), y))
+        optimizer.step(closure)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_peak_memory_beside_the_forward_passes():
+    """The state, two probes, one largest matrix and a hundredth of the weights at most."""
+    weights = [nn.Parameter(0.02 * torch.randn(4096, 4096, device="cuda")) for _ in range(6)]
+    rank, before = 64, torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    optimizer = ZOMOPI(weights, lr=1e-3, rank=rank, probes=4, difference="forward")
+    losses = iter(torch.linspace(1.0, 2.0, 100, device="cuda"))
+    for _ in range(3):
+        optimizer.step(lambda: next(losses))
+    peak = torch.cuda.max_memory_allocated() - before
+    thin = 4 * rank * 4096  # bytes of A, M, V or a probe of one matrix
+    largest = 4 * 4096**2
+    # A, M, V and the new M and V, coordinates of the step, two probes
+    assert peak <= 6 * thin * (3 + 2 + 1 + 2) + largest + 0.01 * 6 * largest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_probes_at_once_are_faster_at_a_small_batch(dtype):
+    """At least twice the forward passes a second; one text of 16 tokens."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(2048, 2048, bias=False) for _ in range(12)]
+    model = nn.Sequential(*layers).to("cuda", dtype)
+    x = torch.randn(1, 16, 2048, device="cuda", dtype=dtype)
+    times = {}
+    for batched in (False, True):
+        optimizer = ZOMOPI(
+            model, lr=1e-4, rank=16, probes=8, smoothing=0.05, binding="overlay", batched=batched
+        )
+
+        def closure():
+            return per_probe(model(tiled(x)).float().square().flatten(1).mean(dim=1))
+
+        found = []
+        for _ in range(12):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            optimizer.step(closure)
+            end.record()
+            torch.cuda.synchronize()
+            found.append(start.elapsed_time(end))
+        times[batched] = min(found)
+        optimizer.detach()
+    assert times[False] >= 2 * times[True], times
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_models(mode):
+    """`reduce-overhead` replays CUDA graphs, whose weights are the ones that move."""
+    torch._dynamo.reset()
+    expected, model = network("cuda", torch.float32), network("cuda", torch.float32)
+    x, y = data("cuda", torch.float32)
+    for m, run in ((expected, expected), (model, torch.compile(model, mode=mode))):
+        optimizer = ZOMOPI(m, lr=0.05, rank=2, refresh_every=3)
+        for _ in range(5):
+            optimizer.step(lambda run=run: F.cross_entropy(run(x), y).clone())
+    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["in_place", "overlay", "batched"])
+def test_autocast(way):
+    """Autocast keeps 16-bit copies of weights, which would hide all perturbations."""
+    model = network("cuda", torch.float32)
+    x, y = data("cuda", torch.float32)
+    losses = []
+
+    def closure():
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            each = F.cross_entropy(model(tiled(x)), tiled(y), reduction="none")
+        losses.append(per_probe(each.float()))
+        return losses[-1]
+
+    matrices = [("first", model[0].weight), ("last", model[3].weight)]
+    optimizer = ZOMOPI(matrices, lr=0.1, smoothing=0.1, probes=4, model=model, **settings(way))
+    optimizer.step(closure)
+    assert model[0].weight.dtype == torch.float32
+    values = torch.cat([loss.flatten() for loss in losses]).tolist()
+    assert len(set(values)) >= 8
 
 
 def test_a_captured_forward_pass_sees_the_moved_weights():
