@@ -9,7 +9,8 @@ import pytest
 
 import zomopi_core as zo
 from zomopi_core import _arrays
-from zomopi_core.binding import RUN, ArrayBinding, Candidates
+from zomopi_core.binding import ArrayBinding
+from zomopi_core.candidates import RUN, Candidates
 
 TARGET = np.outer(np.arange(1.0, 7.0), np.ones(5)) / 6
 METHODS = {

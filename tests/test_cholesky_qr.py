@@ -159,7 +159,7 @@ class TestStackedLeaves:
         assert shapes == [[getattr(m, "shape", None) for m in leaf] for leaf in stacks[1]]
 
     def test_one_product_for_all(self, monkeypatch):
-        from zomopi_core.orthogonalize import PowerIteration
+        from zomopi_core.power_iteration import PowerIteration
 
         seen = []
         direction = PowerIteration.direction

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zomopi_core as zo
-from zomopi_core.orthogonalize import Normalized, PowerIteration
+from zomopi_core.orthogonalize import Normalized
+from zomopi_core.power_iteration import PowerIteration
 
 EPS = {"float32": 1.2e-7, "float64": 2.3e-16}
 

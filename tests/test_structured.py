@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import zomopi_core as zo
-from zomopi_core.binding import unperturbed
+from zomopi_core.candidates import unperturbed
 from zomopi_core.structured import Base, PerturbedMatrix
 
 RNG = np.random.default_rng(0)

@@ -13,22 +13,15 @@ from .errors import (
 from .failures import Retry
 from .first_order import adago, aro, dion, low_rank_msgd, low_rank_muon, mopi, muon
 from .journal import Journal
-from .linear_methods import (
-    hizoo,
-    lozo,
-    lozo_m,
-    mezo,
-    mezo_adam,
-    mezo_momentum,
-    mezo_svrg,
-    subzero,
-    zo_sgd,
-)
+from .linear_methods import hizoo, mezo, mezo_adam, mezo_momentum, mezo_svrg, zo_sgd
+from .low_rank_methods import lozo, lozo_m, subzero
 from .method import Method
 from .minimize import minimize
+from .newton_schulz import newton_schulz
 from .objective import apply_step, perturb
 from .optimizer import Optimizer
-from .orthogonalize import newton_schulz, polar, streaming_power_iteration
+from .orthogonalize import polar
+from .power_iteration import streaming_power_iteration
 from .race import race
 from .race_result import RaceResult
 from .result import Iteration, Result

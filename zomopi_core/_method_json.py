@@ -16,7 +16,9 @@ from .low_rank_orthogonalize import LowRankOrthogonalization
 from .low_rank_probes import GaussianPairs, TwoSided
 from .method import Method, Snapshots
 from .momentum import Accumulation, Adam, ExponentialAverage
-from .orthogonalize import NewtonSchulz, Normalized, Plain, PolarFactor, PowerIteration
+from .newton_schulz import NewtonSchulz
+from .orthogonalize import Normalized, Plain, PolarFactor
+from .power_iteration import PowerIteration
 from .rule import Rule
 from .subspace import FullSpace, Sketch
 from .update import NormAdaptive, Update

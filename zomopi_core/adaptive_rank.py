@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from . import _arrays
 from ._arrays import Array
-from .orthogonalize import Direction, Normal, PowerIteration, _scaled, _sweep
+from .orthogonalize import Direction, Normal, scaled_to_one
+from .power_iteration import PowerIteration, sweep
 
 # Steps over which slopes are averaged, and by how much another choice must be better: the noise
 # of a slope is that of a single estimate, and changing back and forth costs more than it brings.
@@ -88,7 +89,7 @@ class AdaptiveRank(PowerIteration):
         )
         total = xp.cumulative_sum(along, axis=-1)
         measured = [total[..., k - 1] / math.sqrt(k) for k in ranks]
-        scaled, _ = _scaled(momentum)
+        scaled, _ = scaled_to_one(momentum)
         norm = xp.sqrt(xp.sum(scaled * scaled, axis=(-2, -1)))
         inner = xp.sum(scaled * gradient, axis=(-2, -1))
         measured.append(inner / xp.where(norm > 0, norm, 1.0))
@@ -112,7 +113,7 @@ class AdaptiveRank(PowerIteration):
     def direction(self, momentum: Array, kept: Any, normal: Normal) -> Direction:
         """Return O, keeping V, U and the slopes."""
         xp = _arrays.namespace(momentum)
-        left, right = _sweep(momentum, kept.right)
+        left, right = sweep(momentum, kept.right)
         width = int(right.shape[-1])
         ranks = self._ranks(width)
         place = {"dtype": momentum.dtype, "device": _arrays.device(momentum)}
@@ -121,7 +122,7 @@ class AdaptiveRank(PowerIteration):
         rows = [[1.0 / math.sqrt(k) if j < k else 0.0 for j in range(width)] for k in ranks]
         table = xp.asarray([*rows, [0.0] * width], **place)
         weights = kept.choice[..., None, :] @ table  # (..., 1, width)
-        scaled, present = _scaled(momentum)
+        scaled, present = scaled_to_one(momentum)
         norm = xp.sqrt(xp.sum(scaled * scaled, axis=(-2, -1), keepdims=True))
         whole = kept.choice[..., None, -1:] * scaled / xp.where(present, norm, 1.0)
         direction = whole + (left * weights) @ _arrays.transposed(right)

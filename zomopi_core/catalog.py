@@ -11,27 +11,13 @@ from ._checks import check_name
 from .adaptive_rank import AdaptiveRank
 from .estimator import FiniteDifference
 from .first_order import adago, aro, dion, low_rank_msgd, low_rank_muon, mopi, muon
-from .linear_methods import (
-    hizoo,
-    lozo,
-    lozo_m,
-    mezo,
-    mezo_adam,
-    mezo_momentum,
-    mezo_svrg,
-    subzero,
-    zo_sgd,
-)
+from .linear_methods import hizoo, mezo, mezo_adam, mezo_momentum, mezo_svrg, zo_sgd
+from .low_rank_methods import lozo, lozo_m, subzero
 from .method import Method
 from .momentum import ExponentialAverage
-from .orthogonalize import (
-    NewtonSchulz,
-    Normalized,
-    Orthogonalizer,
-    Plain,
-    PolarFactor,
-    PowerIteration,
-)
+from .newton_schulz import NewtonSchulz
+from .orthogonalize import Normalized, Orthogonalizer, Plain, PolarFactor
+from .power_iteration import PowerIteration
 from .rule import Rule
 from .subspace import Basis, FullSpace, Sketch
 from .update import Schedule, Update

@@ -7,13 +7,9 @@ from .dion import DionIteration
 from .low_rank_orthogonalize import LowRankOrthogonalization
 from .method import Method
 from .momentum import Accumulation, ExponentialAverage, Momentum
-from .orthogonalize import (
-    NewtonSchulz,
-    Normalized,
-    Orthogonalizer,
-    PolarFactor,
-    PowerIteration,
-)
+from .newton_schulz import NewtonSchulz
+from .orthogonalize import Normalized, Orthogonalizer, PolarFactor
+from .power_iteration import PowerIteration
 from .rule import Rule
 from .subspace import FullSpace
 from .update import NormAdaptive, Schedule, Update

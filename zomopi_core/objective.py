@@ -12,7 +12,8 @@ import numpy as np
 
 from . import _arrays, errors
 from ._arrays import Array
-from .binding import ArrayBinding, Candidates, Params, unperturbed
+from .binding import ArrayBinding
+from .candidates import Candidates, Params, unperturbed
 from .losses import check_losses, join_losses, scalar_loss, stack_losses
 from .method import Method, leaves_of, like_params
 from .rule import Probe

@@ -10,7 +10,8 @@ from typing import Any
 from . import _arrays, errors
 from ._arrays import Array
 from ._checks import flag
-from .binding import ArrayBinding, Candidates
+from .binding import ArrayBinding
+from .candidates import Candidates
 from .catalog import find_method
 from .constraints import Projection, projection
 from .journal import Journal, Recorder, as_journal

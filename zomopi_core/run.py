@@ -13,7 +13,7 @@ import numpy as np
 
 from . import _arrays, errors
 from ._journal_file import Row
-from .binding import Candidates
+from .candidates import Candidates
 from .costs import StepCosts
 from .draws import step_key
 from .evaluation import Evaluator

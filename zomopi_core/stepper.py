@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from . import _arrays, errors
 from ._arrays import Array
-from .binding import ArrayBinding, Candidates
+from .binding import ArrayBinding
+from .candidates import Candidates
 from .constraints import Projection
 from .estimator import FiniteDifference
 from .method import Method, State, leaves_of, like_params
