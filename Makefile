@@ -59,7 +59,8 @@ docs: $(VENV)/.dev
 	cd asv_benches && { [ -f .asv/results/benchmarks.json ] || \
 		../$(BIN)/asv run --python=same --bench just-discover > /dev/null; }
 	cd asv_benches && if git rev-parse --verify --quiet main > /dev/null; then \
-		../$(BIN)/asv publish --html-dir ../docs/_build/html/asv > /dev/null; \
+		../$(BIN)/asv publish --html-dir ../docs/_build/html/asv > /dev/null && \
+		../$(BIN)/python results_page.py ../docs/_build/html/asv; \
 		else echo "no branch main: the pages of asv are left out"; fi
 	@echo "docs/_build/html/index.html"
 

@@ -194,3 +194,35 @@ class TestReports:
         for row in report["CUDA graph"]["rows"]:  # called, not replayed: the driver's bits
             assert row["largest_difference"] == 0.0
         assert "## phase mask" in (tmp_path / "out" / "report.md").read_text()
+
+    def test_page_without_scripts(self, tmp_path):
+        """What `asv publish` wrote: two choices of parameters, one never measured."""
+        name, folder = "floor.Floor.time_step", tmp_path / "graphs" / "branch-main" / "machine-a&b"
+        benchmark = {"params": [["'numpy'", "'cupy'"], ["64"]], "unit": "seconds"}
+        index = {
+            "project": "zomopi",
+            "revision_to_hash": {"3": "a" * 40, "7": "b" * 40},
+            "benchmarks": {
+                name: benchmark,
+                "step.Step.time_step": {"params": [], "unit": "seconds"},
+            },
+        }
+        folder.mkdir(parents=True)
+        (tmp_path / "graphs" / "summary").mkdir()
+        (tmp_path / "index.json").write_text(json.dumps(index))
+        rows = [[3, [0.25, None]], [7, [0.5, None]]]
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+        (tmp_path / "graphs" / "summary" / f"{name}.json").write_text("[[3, 9.0]]")
+        command = [sys.executable, SUITE / "results_page.py", tmp_path]
+        subprocess.run(command, check=True)
+        page = (tmp_path / "results.html").read_text()
+        assert "0.5 seconds" in page
+        assert ">2.00<" in page
+        assert "bbbbbbbb" in page
+        assert "a&amp;b" in page
+        assert page.count("<polyline") == 1
+        assert "cupy" not in page
+        assert "<script" not in page
+        (folder / f"{name}.json").unlink()
+        subprocess.run(command, check=True)
+        assert "make bench" in (tmp_path / "results.html").read_text()
