@@ -291,7 +291,7 @@ class TestTraining:
         optimizer = ZOMOPI(model, "auto", rank=3, binding="overlay")
         for _ in range(5):
             optimizer.step(objective(model))
-        tuning, points = optimizer._tuner.tuning, len(optimizer._tuner.points())
+        tuning, points = optimizer._tuner.tuning, len(optimizer._tuner.points(optimizer._leaves))
         assert points > 0
         calls = []
 

@@ -16,6 +16,7 @@ import numpy as np
 from . import _arrays
 from ._safetensors import Stored
 from .adaptive_rank import Spectrum
+from .balance import Balance, Share
 from .line_search import LineModel, MeanParabola, Parabola
 from .method import State
 from .momentum import Moments
@@ -28,7 +29,8 @@ from .smoothing import Smoothing
 from .tuning import Tuning
 from .update import Change
 
-_OF_TUNING = (Tuning, Noise, Smoothing, RateSearch, LineModel, Parabola, MeanParabola, Descent)
+_OF_LINES = (RateSearch, LineModel, Parabola, MeanParabola, Descent, Balance, Share)
+_OF_TUNING = (Tuning, Noise, Smoothing, *_OF_LINES)
 _CLASSES: dict[str, type] = {
     cls.__name__: cls
     for cls in (Point, Snapshot, State, LeafState, Change, Moments, Spectrum, *_OF_TUNING)

@@ -114,7 +114,12 @@ class RateSearch:
         if noise.rough:
             distance = self.model.distance(self.alpha, noise.level)
             return tuple(distance * s for s in (_NOISY if noise.random else _STEPPED))
-        return (0.0, *(self.alpha * s for s in _FINE))
+        return self.around(self.alpha)
+
+    @staticmethod
+    def around(distance: float) -> tuple[float, ...]:
+        """Return the steps of a later search around a distance, where F has no noise."""
+        return (0.0, *(distance * s for s in _FINE))
 
     def passed(self) -> RateSearch:
         """Return the search after a step."""
@@ -126,7 +131,7 @@ class RateSearch:
 
     def rested(self) -> RateSearch:
         """Return the search with the next line as late as it ever is."""
-        return self.postponed(self._interval)
+        return self.postponed(self.interval)
 
     def begin(self, smoothing: Smoothing, geometry: Geometry) -> RateSearch:
         """Return the search with its first guess, from the size of a probe."""
@@ -254,14 +259,14 @@ class RateSearch:
         minimum = min(max(minimum, self.alpha / _CHANGE), _CHANGE * self.alpha)
         alpha = math.sqrt(self.alpha * minimum)
         new = replace(self, model=model, mean=mean)._with_alpha(alpha, noise)
-        return new.postponed(1 + min(max(1, self.steps), self._interval))
+        return new.postponed(1 + min(max(1, self.steps), self.interval))
 
     def _with_alpha(self, alpha: float, noise: Noise) -> RateSearch:
         pace = _PACE_ON_STEPS if noise.grain else 1.0
         return replace(self, alpha=alpha, rate=pace * alpha / self._age)
 
     @property
-    def _interval(self) -> int:
+    def interval(self) -> int:
         """Steps from search to search, once the momentum is full."""
         memory = self.memory if self.mean is None else 0.0
         return max(1, round(max(memory, _BETWEEN / self.evaluations)))

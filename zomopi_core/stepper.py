@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from . import _arrays, errors
 from ._arrays import Array
+from .balance import rescaled
 from .binding import ArrayBinding
 from .candidates import Candidates
 from .constraints import Projection
@@ -54,6 +55,7 @@ class Stepper:
         first = next((i for i, x in enumerate(arrays) if x.ndim >= 2), 0)
         unit = start.state.leaves[first].unit
         self._unit = 1.0 if unit is None else float(unit)
+        self._first = first
         self._first_kind = 0 if arrays[first].ndim >= 2 else 1
         self._constant = start.tuning is None and method.snapshots is None
         for x in arrays:
@@ -104,7 +106,8 @@ class Stepper:
             rates = (tuned[0], tuned[1])
         if factor != 1.0:
             rates = (factor * rates[0], factor * rates[1])
-        found = rates, float(rates[self._first_kind]) * self._unit
+        share = 1.0 if tuning is None else tuning.balance.factors[self._first]
+        found = rates, float(rates[self._first_kind]) * self._unit * share
         self._cached_rates = step, found
         return found
 
@@ -152,7 +155,7 @@ class Stepper:
             snapshot,
             along_probe=along_probe,
             along_step=along_step,
-            step=point.direction,
+            step=_along(plan, point),
             project=self.project,
             binding=self.binding,
         )
@@ -168,9 +171,13 @@ class Stepper:
         else:
             told = losses[: len(asked.estimator.evaluations)]
             coefficients = asked.estimator.differences(told)
-            tuning, verdict = self._tell_tuning(point, tuning, asked, coefficients, losses)
+            before = tuning
+            tuning, verdict = self._tell_tuning(point, before, asked, coefficients, losses)
             if not verdict.usable:
                 coefficients = coefficients * math.nan
+            if tuning.balance is not before.balance:
+                changes = before.balance.changes(tuning.balance)
+                state = state._replace(leaves=tuple(map(rescaled, state.leaves, changes)))
         # Differences are taken here, outside of compiled code: in float64 for host numbers.
         if method is not self.method:
             advance = self._advance_at_snapshot
@@ -271,6 +278,16 @@ class Stepper:
             unit = 1.0 if leaf.unit is None else leaf.unit
             changes.append(Change(change.left, change.right, -unit if tuned else 0.0, None))
         return tuple(changes)
+
+
+def _along(plan: Plan, point: Point) -> tuple[Change, ...]:
+    """Return the direction of a line: the last step, or the part of it that is a group's."""
+    if plan.group is None or point.tuning is None:
+        return point.direction
+    return tuple(
+        change if group == plan.group else change._replace(scale=0.0 * change.scale)
+        for group, change in zip(point.tuning.balance.groups, point.direction, strict=True)
+    )
 
 
 # Half of the entries: a Gaussian probe whose standard deviation is below 0.7 units in the last

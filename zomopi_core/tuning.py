@@ -1,8 +1,9 @@
 """Learning rate and smoothing, measured during a run.
 
-Four parts, each a state that nothing changes, know one thing each: `Noise` how well differences of
-F can be seen, `Smoothing` how long probes should be, `RateSearch` how far steps should go, and
-`Descent` whether F falls. `Tuning` hands them what a step has shown, in this order.
+Five parts, each a state that nothing changes, know one thing each: `Noise` how well differences of
+F can be seen, `Smoothing` how long probes should be, `RateSearch` how far steps should go,
+`Balance` how far those of one array beside those of another, and `Descent` whether F falls.
+`Tuning` hands them what a step has shown.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from . import _arrays, errors
+from .balance import Balance, balance_of
 from .estimator import FiniteDifference
 from .method import Method
 from .momentum import ExponentialAverage, Momentum
@@ -36,6 +38,7 @@ class Plan(NamedTuple):
 
     kind: str  # "", "noise" or "line"
     scales: tuple[float, ...] = ()
+    group: int | None = None  # of arrays along whose part of the direction, if not along all of it
 
 
 NOTHING = Plan("")
@@ -82,12 +85,14 @@ class Tuning:
     smoothing : Smoothing
     search : RateSearch
     descent : Descent
+    balance : Balance
     """
 
     noise: Noise
     smoothing: Smoothing
     search: RateSearch
     descent: Descent = field(default_factory=Descent)
+    balance: Balance = field(default_factory=Balance)
 
     @property
     def rate(self) -> float:
@@ -99,8 +104,14 @@ class Tuning:
         """The points that the next step needs beside its probes."""
         if not self.noise.measured:
             return Plan("noise", LINE_POINTS)
-        scales = self.search.scales(self.noise) if self.smoothing.settled else ()
-        return Plan("line", scales) if scales else NOTHING
+        if not self.smoothing.settled:
+            return NOTHING
+        search, balance = self.search, self.balance
+        if scales := search.scales(self.noise):
+            return Plan("line", scales)
+        if search.found and balance.due(search.steps):
+            return Plan("line", search.around(balance.scale() * search.alpha), balance.turn)
+        return NOTHING
 
     @property
     def attentive(self) -> bool:
@@ -120,13 +131,17 @@ class Tuning:
 
     def grown(self, leaves: Leaves) -> Tuning:
         """Return the tuning with bounds of the smoothing that follow parameters as they grow."""
-        return replace(self, smoothing=self.smoothing.grown(leaves))
+        balance = self.balance.grown(len(leaves))
+        return replace(self, smoothing=self.smoothing.grown(leaves), balance=balance)
 
     def postponed(self) -> Tuning:
         """Return the tuning with the next line search a step later."""
         if not self.noise.measured:
             return self.without_noise()
-        return replace(self, search=self.search.postponed())
+        search, balance = self.search, self.balance
+        if balance.due(search.steps):
+            balance = balance.postponed(search.steps + 1)
+        return replace(self, search=search.postponed() if search.due else search, balance=balance)
 
     def passed(self) -> Tuning:
         """Return the tuning after a step at which it looked at nothing."""
@@ -166,8 +181,8 @@ class Tuning:
             return new, _UNUSABLE
         verdict = USABLE
         if plan.kind == "line":
-            new, verdict = new._searched(_line(plan.scales, extra, losses), geometry)
-        if self.smoothing.settled and self.attentive:
+            new, verdict = new._searched(_line(plan.scales, extra, losses), geometry, plan.group)
+        if self.smoothing.settled and self.attentive and plan.group is None:
             new = new._smoothed(slope, geometry)
         return (new.passed() if slope > 0 or verdict.retreat else new), verdict
 
@@ -189,13 +204,17 @@ class Tuning:
             level = level.with_bound(smoothing.spread / smoothing.gain)
         return replace(self, noise=level, smoothing=smoothing)
 
-    def _searched(self, line: _Line, geometry: Geometry) -> tuple[Tuning, Verdict]:
+    def _searched(
+        self, line: _Line, geometry: Geometry, group: int | None
+    ) -> tuple[Tuning, Verdict]:
         """Return the tuning after a line search, and what becomes of the step."""
-        search = self.search.with_probe(self.smoothing, geometry)
-        new, verdict = replace(self, search=search)._judged(line)
+        search, balance = self.search.with_probe(self.smoothing, geometry), self.balance
+        if group is not None:
+            balance = balance.postponed(search.steps + search.interval)  # should this one fail
+        new, verdict = replace(self, search=search, balance=balance)._judged(line, group)
         return replace(new, search=new.search.shortened(geometry)), verdict
 
-    def _judged(self, line: _Line) -> tuple[Tuning, Verdict]:
+    def _judged(self, line: _Line, group: int | None) -> tuple[Tuning, Verdict]:
         if not line.here:
             return self._failed(line.lost)
         value, search = sum(line.here) / len(line.here), self.search
@@ -207,9 +226,15 @@ class Tuning:
         new = replace(self, noise=level, descent=descent)
         if risen:
             return replace(new, search=search.retreated()), _RETREAT
-        told = search.told(line.scales, line.losses, level, sampled=descent.sampled)
-        new = replace(new, search=told)
-        if search.found and not search.can_tell(line.scales):
+        can_tell = search.can_tell(line.scales)
+        if group is None:
+            told = search.told(line.scales, line.losses, level, sampled=descent.sampled)
+            new = replace(new, search=told)
+        elif can_tell:
+            balance = self.balance.told(line.scales, line.losses, search.alpha, level)
+            balance = balance.next_after(search.steps, search.interval)
+            new = replace(new, balance=balance)
+        if search.found and not can_tell:
             return new, USABLE
         return replace(new, descent=descent.lowered(value)), Verdict(True, False, best)
 
@@ -299,7 +324,8 @@ def tuning_of(estimator: FiniteDifference, leaves: Leaves) -> Tuning | None:
         evaluations=len(estimator.evaluations),
         longest=min(_FITTED, *(_LONGEST * _arrays.largest_number(x) for _, x in leaves)),
     )
-    return Tuning(Noise(), start_smoothing(estimator, leaves), search)
+    smoothing = start_smoothing(estimator, leaves)
+    return Tuning(Noise(), smoothing, search, balance=balance_of(leaves))
 
 
 def _root_mean_square(values: Sequence[float]) -> float:

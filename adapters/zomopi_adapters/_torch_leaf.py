@@ -65,6 +65,8 @@ class Leaf:
         self.probe: int | None = None  # where the leaf stands: at X + scale * P_probe
         self.scale = 0.0
         self.direction: Tensor | None = None  # varying factor of the last step, for rate 1
+        self.share = 1.0  # factor of its steps, see `zomopi_core.balance`
+        self.rests = False  # while a line goes along the steps of others
         self.remembers = False  # where it was best, see `remember`
         self._held: Tensor | None = None
         self.keeps_probes = False  # whether all B of a step are kept until it is taken
@@ -180,11 +182,11 @@ class Leaf:
         """Keep the direction of a step, where the rate is tuned."""
         if self.rule.update.tuned:
             unit = 1.0 if state.unit is None else state.unit
-            self.direction = self.varying_of(change) * -unit
+            self.direction = self.varying_of(change) * (-self.share * unit)
 
     def place(self, evaluation: Evaluation) -> tuple[int | None, float]:
         """Return the probe and the scale of an evaluation, for `move`."""
-        if evaluation.probe == STEP and self.direction is None:
+        if evaluation.probe == STEP and (self.direction is None or self.rests):
             return None, 0.0
         return evaluation.probe, evaluation.scale
 
@@ -192,7 +194,7 @@ class Leaf:
         """Return the learning rate of a step: the method's, times what a scheduler made of it."""
         lr, base = self.group["lr"], self.group["base_lr"]
         update = self.rule.update
-        rate = source.rate if update.tuned else update.rate(source.step)
+        rate = source.rate * self.share if update.tuned else update.rate(source.step)
         return rate if lr == base else rate * (float(lr) / base)
 
     def move(self, source: Source, probe: int | None, scale: float) -> None:

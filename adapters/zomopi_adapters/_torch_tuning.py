@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from zomopi_core import _arrays
+from zomopi_core.balance import Balance, Share
 from zomopi_core.estimator import Evaluation, FiniteDifference
 from zomopi_core.line_search import LineModel, MeanParabola, Parabola
 from zomopi_core.noise import Noise
@@ -50,6 +51,9 @@ class Tuner:
                 raise errors.tuned_without_frames(leaf.name)
             if self.tuning is not None and self.tuning.search.tuned:
                 leaf.remembers = True
+        if self.tuning is not None:
+            count = 1 + max(leaf.index for leaf in leaves)
+            self.tuning = replace(self.tuning, balance=self.tuning.balance.grown(count))
 
     @property
     def rate(self) -> float:
@@ -68,11 +72,18 @@ class Tuner:
         if self.tuning is not None and self.tuning.plan.kind == "line":
             self.tuning = self.tuning.postponed()
 
-    def points(self) -> tuple[Evaluation, ...]:
-        """Return the points that the next step needs beside those of its probes."""
+    def points(self, leaves: list[Leaf]) -> tuple[Evaluation, ...]:
+        """Return the points that the next step needs beside those of its probes.
+
+        Where they lie along the steps of a group, the other leaves rest.
+        """
         if self.tuning is None:
             return ()
-        kind, scales = self.tuning.plan
+        share(self.tuning, leaves)
+        kind, scales, group = self.tuning.plan
+        for leaf in leaves:
+            own = self.tuning.balance.groups[leaf.index]
+            leaf.rests = kind == "line" and group is not None and own != group
         if kind == "noise":
             width = self.estimator.width
             return tuple(Evaluation(0 if s else None, s * width) for s in scales)
@@ -132,6 +143,14 @@ class Tuner:
             self.tuning = _restored(Tuning, saved)
 
 
+def share(tuning: Tuning | None, leaves: list[Leaf]) -> None:
+    """Give each leaf the factor of its steps."""
+    if tuning is not None:
+        factors = tuning.balance.factors
+        for leaf in leaves:
+            leaf.share = factors[leaf.index]
+
+
 def _geometry(leaves: list[Leaf], source: Source) -> Geometry:
     probes = [leaf.length(leaf.varying(source, 0)) for leaf in leaves]
     steps = [leaf.length(leaf.direction) for leaf in leaves if leaf.direction is not None]
@@ -155,6 +174,7 @@ def fit_memories(groups: Sequence[dict[str, Any]], estimator: FiniteDifference) 
 _PARTS: dict[str, type] = {
     "noise": Noise, "smoothing": Smoothing, "search": RateSearch, "descent": Descent,
     "model": LineModel, "mean": MeanParabola, "parabola": Parabola,
+    "balance": Balance, "shares": Share,
 }  # fmt: skip
 
 
@@ -163,11 +183,13 @@ def _plain(value: Any) -> Any:
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if hasattr(value, "_asdict"):
         return {name: _plain(v) for name, v in value._asdict().items()}
-    return value
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
 
 
 def _restored(cls: Any, saved: Mapping[str, Any]) -> Any:
     def part(name: str, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(part(name, v) for v in value)
         return _restored(_PARTS[name], value) if isinstance(value, Mapping) else value
 
     return cls(**{name: part(name, value) for name, value in saved.items()})

@@ -42,7 +42,7 @@ from ._torch_parameters import Parameters
 from ._torch_scope import Replay, forget_casts, own_arithmetic, uninterrupted
 from ._torch_slices import per_probe, tiled
 from ._torch_step import accept, advance, keep_what_fits, warn_of_invisible_probes
-from ._torch_tuning import Tuner, fit_memories
+from ._torch_tuning import Tuner, fit_memories, share
 
 __all__ = ["ZOMOPI", "default_groups", "per_probe", "tiled"]
 
@@ -327,7 +327,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             replay,
             kinds,
             self._overlay,
-            (*estimator.evaluations, *tuner.points()),
+            (*estimator.evaluations, *tuner.points(leaves)),
         )
         self._parameters.expect_weights(False)
         with own_arithmetic(kinds):
@@ -348,6 +348,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                 tuning, verdict = tuner.told(grown, coefficients, joined, leaves, run.source)
                 if not verdict.usable:
                     coefficients = coefficients * math.nan
+                share(tuning, leaves)
                 moved, alive = advance(estimator, self._started, leaves, run.source, coefficients)
                 with uninterrupted():
                     if self._journal is not None:

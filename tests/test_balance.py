@@ -1,0 +1,240 @@
+"""Learning rates of several arrays beside each other."""
+
+import math
+
+import numpy as np
+import pytest
+
+import zomopi_core as zo
+from zomopi_core.balance import Balance, Share, balance_of
+from zomopi_core.noise import Noise
+
+TARGET = np.random.default_rng(0).normal(size=(20, 12))
+QUIET = Noise(measured=True)
+
+
+def quadratic(slope, curvature):
+    return lambda step: 5.0 - slope * step + 0.5 * curvature * step**2
+
+
+def lines(share, fun, count, alpha=0.5, noise=QUIET):
+    """Return the share after lines along a group in whose own units F is `fun`."""
+    for _ in range(count):
+        scales = [0.0, 0.5 * alpha, alpha, 2.0 * alpha]
+        share = share.told(scales, [fun(share.value * s) for s in scales], alpha, noise)
+    return share
+
+
+class TestShare:
+    @pytest.mark.parametrize("ratio", [1e-3, 0.05, 0.9, 3.0, 20.0])
+    def test_is_the_minimiser_over_that_of_all(self, ratio):
+        alpha, curvature = 0.5, 7.0
+        fun = quadratic(ratio * alpha * curvature, curvature)
+        share = lines(Share(), fun, 60, alpha)
+        assert share.settled
+        assert share.value == pytest.approx(ratio, rel=1e-2)
+        assert share.curvature == pytest.approx(curvature, rel=1e-6)
+
+    def test_first_lines_find_the_curvature_of_a_distant_scale(self):
+        fun = quadratic(1e-4 * 2e4, 2e4)  # minimum at 1e-4
+        share = Share()
+        while not share.settled:
+            share = lines(share, fun, 1)
+        assert share.curvature == pytest.approx(2e4)
+        assert share.value < 0.2
+
+    def test_starts_at_one_where_one_line_says_little(self):
+        share = lines(Share(), quadratic(0.5 * 4.0 * 1.5, 4.0), 1)
+        assert share.settled
+        assert share.value == 1.0
+
+    @pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+    def test_does_not_depend_on_the_scale_of_the_function(self, scale):
+        plain = lines(Share(), quadratic(1.0, 30.0), 6)
+        scaled = lines(Share(), lambda s: scale * quadratic(1.0, 30.0)(s), 6)
+        assert scaled.value == pytest.approx(plain.value)
+
+    def test_falls_where_slopes_change_sign(self):
+        """A group at its minimum jumps around it."""
+        share = lines(Share(), quadratic(2.0, 4.0), 4)
+        for i in range(16):
+            share = lines(share, quadratic(2.0 * (-1) ** i, 4.0), 1)
+        assert share.value < 0.35
+
+    def test_of_what_the_function_does_not_depend_on(self):
+        share = lines(Share(), lambda s: 3.0, 10)
+        assert share.settled
+        assert share.value == 1.0
+
+    def test_of_differences_that_noise_hides(self):
+        noise = Noise(level=1.0, measured=True, random=True)
+        share = lines(Share(), quadratic(0.1, 1e-3), 10, noise=noise)
+        assert share == lines(Share(), lambda s: 3.0, 10, noise=noise)
+
+    def test_of_a_function_that_saturates(self):
+        """Farther out F rises and flattens: the first lines end, and nothing runs away."""
+        share = lines(Share(), lambda s: math.tanh(s), 10)
+        assert share.settled
+        assert 0.1 < share.value <= 1.0
+
+    def test_of_a_function_without_curvature(self):
+        share = lines(Share(), lambda s: -s, 200)
+        assert share.settled
+        assert 1.0 < share.value < math.inf
+
+    def test_failures_are_too_far(self):
+        def fun(s):
+            return quadratic(1.0, 0.1)(s) if s < 0.01 else math.inf
+
+        share = lines(Share(), fun, 20)
+        assert share.settled
+        assert share.value * 0.5 < 0.02
+
+
+def leaves_of(method, arrays):
+    return [(method.rule(x.ndim), x) for x in arrays]
+
+
+class TestGroups:
+    def test_one_array_has_none(self):
+        balance = balance_of(leaves_of(zo.zo_mopi(learning_rate="auto"), [TARGET]))
+        assert balance.shares == ()
+        assert balance.factors == (1.0,)
+        assert not balance.due(10)
+
+    def test_a_few_arrays(self):
+        arrays = [TARGET, TARGET, np.ones(3)]
+        balance = balance_of(leaves_of(zo.zo_mopi(learning_rate="auto"), arrays))
+        assert balance.groups == (0, 1, 2)
+
+    def test_many_arrays_by_shape(self):
+        arrays = [np.ones((4, 3)), np.ones((3, 4))] * 8
+        balance = balance_of(leaves_of(zo.zo_mopi(learning_rate="auto"), arrays))
+        assert balance.groups == (0, 1) * 8
+
+    def test_many_shapes_by_dimensions(self):
+        arrays = [np.ones((4, n)) for n in range(1, 12)] + [np.ones(n) for n in range(1, 5)]
+        balance = balance_of(leaves_of(zo.zo_mopi(learning_rate="auto"), arrays))
+        assert balance.groups == (0,) * 11 + (1,) * 4
+
+    def test_given_rates_are_left_alone(self):
+        method = zo.zo_mopi(learning_rate="auto", vector_learning_rate=0.1)
+        balance = balance_of(leaves_of(method, [TARGET, TARGET, np.ones(3)]))
+        assert balance.groups == (0, 1, -1)
+        assert balance.factors[2] == 1.0
+        balance = balance_of(leaves_of(zo.zo_mopi(learning_rate=0.1), [TARGET, TARGET]))
+        assert balance.groups == (-1, -1)
+        assert balance.shares == ()
+
+    def test_turns(self):
+        balance, turns = balance_of(leaves_of(zo.zo_mopi(learning_rate="auto"), [TARGET] * 3)), []
+        for step in range(7):
+            turns.append(balance.turn)
+            scales = [balance.scale() * s for s in (0.0, 0.5, 1.0, 2.0)]
+            values = [quadratic(1.0, 1.0)(s) for s in scales]
+            balance = balance.told(scales, values, 1.0, QUIET).next_after(step, 10)
+        assert turns == [0, 1, 2, 0, 1, 2, 0]
+        assert balance.next_line == 6 + 20
+        assert isinstance(balance, Balance)
+
+
+def uneven(weight=1.0, size=3):
+    """Return a function whose vector is much stiffer than its matrix, and a start."""
+
+    def fun(d):
+        matrix, vector = np.mean((d["a"] - TARGET) ** 2), np.mean((d["b"] - 0.3) ** 2)
+        return float(matrix + weight * vector)
+
+    return fun, {"a": np.zeros(TARGET.shape), "b": np.ones(size)}
+
+
+class TestMinimize:
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize("weight", [1.0, 3.0])
+    def test_a_stiff_vector_does_not_hold_a_matrix_back(self, weight, seed):
+        """With one rate for both these end at 0.19 to 0.31, and 0.60 to 0.70."""
+        fun, x0 = uneven(weight)
+        assert zo.minimize(fun, x0, max_queries=3000, seed=seed).fun < 0.08
+
+    def test_with_noise(self):
+        """With one rate: 0.23 to 0.31."""
+        fun, x0 = uneven()
+        generator = np.random.default_rng(0)
+        result = zo.minimize(
+            lambda d: fun(d) + 1e-4 * generator.standard_normal(), x0, max_queries=3000
+        )
+        assert fun(result.x) < 0.03
+
+    def test_on_samples(self):
+        """With one rate: 2.2 to 3.2."""
+        inputs = np.random.default_rng(1).normal(size=(2000, 20))
+
+        def fun(d, key):
+            rows = np.random.default_rng(key % 2**63).integers(0, 2000, 32)
+            error = inputs[rows] @ (d["a"] - TARGET)
+            return float(np.mean(error**2) + 20 * np.mean((d["b"] - 0.3) ** 2))
+
+        x0 = uneven()[1]
+        x = zo.minimize(fun, x0, max_queries=4000).x
+        assert np.mean((inputs @ (x["a"] - TARGET)) ** 2) < 0.5
+
+    @pytest.mark.parametrize("power", [-6, 6])
+    def test_scale_of_the_function(self, power):
+        fun, x0 = uneven()
+        plain = zo.minimize(fun, x0, max_queries=1500)
+        scaled = zo.minimize(lambda d: 2.0 ** (3 * power) * fun(d), x0, max_queries=1500)
+        assert scaled.fun == pytest.approx(2.0 ** (3 * power) * plain.fun, rel=1e-6)
+
+    def test_an_array_without_influence_costs_little(self):
+        def fun(d):
+            return float(np.mean((d["a"] - TARGET) ** 2))
+
+        alone = zo.minimize(fun, {"a": uneven()[1]["a"]}, max_queries=3000).fun
+        assert zo.minimize(fun, uneven()[1], max_queries=3000).fun < 10 * alone
+
+    def test_methods_whose_steps_have_the_size_of_the_gradient(self):
+        fun, x0 = uneven(30.0)
+        method = zo.mezo(learning_rate="auto", smoothing="auto")
+        optimizer = zo.Optimizer(x0, method=method)
+        for _ in range(400):
+            optimizer.tell([fun(x) for x in optimizer.ask()])
+        tuning = optimizer._point.tuning
+        factors = tuning.balance.factors
+        assert factors != (1.0, 1.0)
+        for leaf, factor in zip(optimizer.state.leaves, factors, strict=True):
+            assert (1.0 if leaf.unit is None else leaf.unit) == pytest.approx(factor)
+        assert optimizer.learning_rate == pytest.approx(tuning.rate * factors[0])
+
+    def test_namespaces(self, backend):
+        _, x0 = uneven()
+        xp = backend.xp
+        arrays = {k: backend.array(v) for k, v in x0.items()}
+        target = backend.array(TARGET)
+
+        def on(d):
+            return xp.mean((d["a"] - target) ** 2) + xp.mean((d["b"] - 0.3) ** 2)
+
+        start = float(on(arrays))
+        optimizer = zo.Optimizer(arrays, method=zo.zo_mopi(learning_rate="auto"))
+        while optimizer._point.tuning.balance.factors == (1.0, 1.0):
+            optimizer.tell([on(x) for x in optimizer.ask()])
+        assert float(on(optimizer.x)) < start
+
+    def test_resumes_to_the_same_bits(self, tmp_path):
+        fun, x0 = uneven()
+        plain = zo.minimize(fun, x0, max_queries=1200)
+        calls = []
+
+        def interrupted(d):
+            calls.append(1)
+            if len(calls) == 700:
+                raise RuntimeError
+            return fun(d)
+
+        journal = tmp_path / "run.zomopi"
+        with pytest.raises(RuntimeError):
+            zo.minimize(interrupted, x0, max_queries=1200, journal=journal)
+        result = zo.resume(journal, fun)
+        for name in x0:
+            np.testing.assert_array_equal(result.x_last[name], plain.x_last[name])
+        assert result.nfev == plain.nfev

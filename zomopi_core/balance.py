@@ -1,0 +1,250 @@
+"""The learning rates of several parameter arrays beside each other.
+
+One rate for all arrays suits none of them where they differ: the step that a bias can take without
+going too far may be a hundredth of what its matrix needs. So from time to time F is evaluated
+along the part of the direction that belongs to one group of arrays alone. Its minimiser there,
+slope over curvature, beside that along the whole direction, alpha, is the factor by which the
+group's steps should be multiplied, its share: for a quadratic F whose Hessian does not couple the
+groups, all of them are then as far from their minima as the same number of steps goes.
+
+Slopes are averaged over lines with their signs. A group that is at its minimum jumps around it,
+downhill in one line and uphill in the next, and its share falls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from . import _arrays
+from ._arrays import Array
+from .line_search import Parabola, is_clear
+from .noise import Noise
+from .rule import LeafState, Leaves
+
+# Up to so many arrays have a group each; of more, those of one shape have one; at last, matrices
+# and vectors.
+_MOST_GROUPS = 8
+# Lines that look for a group's curvature, how much farther and nearer one may lie than the last,
+# nearer also where no curvature was seen, and within which factor the minimum has to be found.
+_FIRST_LINES = 4
+_FARTHER, _NEARER, _SOMEWHAT_NEARER = 16.0, 64.0, 4.0
+_NEAR = 2.5
+# All groups begin with the same rate, as what one line says of an early direction is noise for
+# the most part; but what seems farther off than this begins that much nearer.
+_TRUSTED = 8.0
+# Lines over which minimisers are averaged; the least share, as a part of what single lines ask
+# for; the most that a share changes at a line.
+_LINES = 4.0
+_LEAST_PART = 0.0625
+_CHANGE = 2.0
+_LARGEST = 2.0**30
+# Intervals between line searches along the whole direction from one group's line to the next.
+_INTERVALS = 2
+
+
+@dataclass(frozen=True)
+class Share:
+    """The steps of a group beside those of all; each method returns a new one.
+
+    Attributes
+    ----------
+    value : float
+        Factor of the group's steps.
+    curvature : float
+        Of F along the group's direction, before it is multiplied; 0.0 where it is unknown.
+    mean, size : float
+        Mean and root mean square of the minimisers along it, in units of that along the whole
+        direction; negative where F rises.
+    lines : int
+        Lines so far; among those for the first curvature, or behind them.
+    settled : bool
+        Whether the first curvature was found.
+    """
+
+    value: float = 1.0
+    curvature: float = 0.0
+    mean: float = 0.0
+    size: float = 0.0
+    lines: int = 0
+    settled: bool = False
+
+    def told(
+        self, scales: Sequence[float], losses: Sequence[float], alpha: float, noise: Noise
+    ) -> Share:
+        """Return the share after a line.
+
+        Parameters
+        ----------
+        scales, losses : sequence of float
+            Steps of the group alone, in units of those of all, and F there; the first one is 0.0.
+        alpha : float
+            The minimiser along the whole direction.
+        noise : Noise
+        """
+        if not self.settled:
+            return self._first(scales, losses, alpha, noise)
+        if not all(map(math.isfinite, losses)):
+            return replace(self, value=_bounded(self.value / _CHANGE))
+        if not is_clear(losses, noise.of_differences):
+            return self
+        slope, curvature = _parabola([self.value * s for s in scales], losses)
+        weight = 1.0 / min(self.lines + 1, _LINES)
+        if self.curvature > 0:
+            curvature = self.curvature + weight * (curvature - self.curvature)
+        new = replace(self, curvature=max(curvature, 0.0), lines=self.lines + 1)
+        if not curvature > 0:
+            return replace(new, value=_bounded(self.value * (_CHANGE if slope > 0 else 1.0)))
+        minimum = slope / (curvature * alpha)
+        mean = self.mean + weight * (minimum - self.mean)
+        size = math.hypot(math.sqrt(1.0 - weight) * self.size, math.sqrt(weight) * minimum)
+        change = math.sqrt(max(mean, _LEAST_PART * size) / self.value)
+        value = self.value * min(max(change, 1.0 / _CHANGE), _CHANGE)
+        return replace(new, value=_bounded(value), mean=mean, size=size)
+
+    def _first(
+        self, scales: Sequence[float], losses: Sequence[float], alpha: float, noise: Noise
+    ) -> Share:
+        """Return the share after one of the lines that look for the curvature."""
+        slope = curvature = 0.0
+        if all(map(math.isfinite, losses)):
+            if not is_clear(losses, noise.of_differences):
+                return _UNKNOWN
+            slope, curvature = _parabola(scales, losses)
+        # Where F rises, the minimum lies as far behind, and nothing is to be seen farther out.
+        farthest = _NEAR if slope > 0 else math.inf
+        if curvature > 0:
+            ratio = abs(slope) / (curvature * alpha)
+        else:
+            ratio = math.inf if slope > 0 else 1.0 / _SOMEWHAT_NEARER
+        lines = self.lines + 1
+        if 1.0 / _NEAR < ratio < farthest or (curvature > 0 and lines == _FIRST_LINES):
+            found = self.value * ratio
+            start = found / min(max(found, 1.0 / _TRUSTED), _TRUSTED)
+            return Share(start, curvature / self.value**2, found, found, 1, True)
+        value = _bounded(self.value * min(max(ratio, 1.0 / _NEARER), _FARTHER))
+        return _UNKNOWN if lines == _FIRST_LINES else replace(self, value=value, lines=lines)
+
+
+# F depends on the group too little to be seen.
+_UNKNOWN = Share(mean=1.0, size=1.0, lines=1, settled=True)
+
+
+def _parabola(steps: Sequence[float], losses: Sequence[float]) -> tuple[float, float]:
+    """Return slope, positive downhill, and curvature of F along a line."""
+    return Parabola().add(steps, losses).solve()
+
+
+def _bounded(value: float) -> float:
+    return min(max(value, 1.0 / _LARGEST), _LARGEST)
+
+
+@dataclass(frozen=True)
+class Balance:
+    """The shares of all groups; each method returns a new one.
+
+    Attributes
+    ----------
+    groups : tuple of int
+        Group of each array, -1 where its rate is not tuned.
+    shares : tuple of Share
+        One for each group; none where there are fewer than two groups.
+    turn : int
+        The group along whose part the next line goes.
+    next_line : int
+        Number of steps before it.
+    """
+
+    groups: tuple[int, ...] = ()
+    shares: tuple[Share, ...] = ()
+    turn: int = 0
+    next_line: int = 0
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """The factor of each array's steps."""
+        if not self.shares:
+            return (1.0,) * len(self.groups)
+        # While the curvature is looked for the share says where, and nothing of the steps.
+        values = [share.value if share.settled else 1.0 for share in self.shares]
+        return tuple(1.0 if group < 0 else values[group] for group in self.groups)
+
+    def changes(self, new: Balance) -> list[float]:
+        """Return by how much the factors of another balance differ from these."""
+        return [b / a for a, b in zip(self.factors, new.factors, strict=True)]
+
+    def due(self, steps: int) -> bool:
+        """Tell whether it is time for a line, after so many steps."""
+        return bool(self.shares) and steps >= self.next_line
+
+    def scale(self) -> float:
+        """Return by how much to multiply a step of the whole direction for the next line."""
+        share = self.shares[self.turn]
+        return 1.0 if share.settled else share.value
+
+    def postponed(self, steps: int) -> Balance:
+        """Return the balance with the next line after so many steps, counted from the start."""
+        return replace(self, next_line=steps)
+
+    def told(
+        self, scales: Sequence[float], losses: Sequence[float], alpha: float, noise: Noise
+    ) -> Balance:
+        """Return the balance after a line along the part of the group whose turn it is.
+
+        Parameters
+        ----------
+        scales, losses, alpha, noise
+            As `Share.told` takes them; scales with `scale` in them.
+        """
+        turn = self.turn
+        scales = [s / self.scale() for s in scales]
+        share = self.shares[turn].told(scales, losses, alpha, noise)
+        shares = (*self.shares[:turn], share, *self.shares[turn + 1 :])
+        if share.settled:
+            turn = (turn + 1) % len(shares)
+        return replace(self, shares=shares, turn=turn)
+
+    def next_after(self, steps: int, interval: int) -> Balance:
+        """Return the balance with the next line at once, or in an interval if all are settled."""
+        settled = all(share.settled for share in self.shares)
+        return self.postponed(steps + (_INTERVALS * interval if settled else 1))
+
+    def grown(self, arrays: int) -> Balance:
+        """Return the balance where arrays were added: they have no group."""
+        return replace(self, groups=(*self.groups, *(-1,) * (arrays - len(self.groups))))
+
+
+def rescaled(leaf: LeafState, change: float) -> LeafState:
+    """Return the state of an array whose steps are multiplied by a change of its share."""
+    if change == 1.0:
+        return leaf
+    unit, like = leaf.unit, leaf.momentum
+    if unit is None:
+        unit = _arrays.namespace(like).ones((), dtype=like.dtype, device=_arrays.device(like))
+    return leaf._replace(unit=unit * change)
+
+
+def balance_of(leaves: Leaves) -> Balance:
+    """Return the balance of a run with these arrays."""
+    tuned = [x if rule.update.tuned else None for rule, x in leaves]
+    kinds: list[object] = []
+    for kind in (_itself, _shape, _dimensions):
+        kinds = [None if x is None else kind(i, x) for i, x in enumerate(tuned)]
+        names = list(dict.fromkeys(k for k in kinds if k is not None))
+        if len(names) <= _MOST_GROUPS:
+            break
+    groups = tuple(-1 if k is None else names.index(k) for k in kinds)
+    return Balance(groups, tuple(Share() for _ in names) if len(names) > 1 else ())
+
+
+def _itself(index: int, x: Array) -> object:
+    return index
+
+
+def _shape(index: int, x: Array) -> object:
+    return tuple(x.shape)
+
+
+def _dimensions(index: int, x: Array) -> object:
+    return min(x.ndim, 2)
