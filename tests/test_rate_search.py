@@ -107,6 +107,26 @@ class TestFirstMinimum:
         search, _ = first_minimum(replace(NEW, probe=3.0), lambda a: 0.0, noise)
         assert search.alpha == 3.0
 
+    def test_low_values_further_out_than_a_noisy_probe_are_no_minimum(self):
+        """What is far away may be lower than a plateau, in whatever direction."""
+        search, farthest = first_minimum(replace(NEW, probe=3.0), lambda a: -a, RANDOM)
+        assert (search.alpha, farthest) == (3.0, 4.0)
+        search, _ = first_minimum(replace(NEW, probe=3.0), line(3.5, 1e3), RANDOM)
+        assert search.alpha == 3.0
+
+    @pytest.mark.parametrize(
+        ("smoothing", "probe"),
+        [
+            (WIDTH, math.inf),
+            (replace(WIDTH, raises=1), 0.5 * 4.0 / 8.0),
+            (replace(WIDTH, tuned=False), 0.5 * 4.0 / 8.0),
+        ],
+    )
+    def test_length_of_a_probe_counts_where_it_was_made_for_noise(self, smoothing, probe):
+        search = NEW.with_probe(smoothing, Geometry(probe=4.0, direction=8.0))
+        assert search.probe == probe
+        assert replace(search, probe=1.0).with_probe(WIDTH, Geometry(4.0, 0.0)).probe == math.inf
+
 
 class TestGrid:
     """One grid of the first search: 0, 1 and 4. Differences up to 2.83 are noise of level 1."""

@@ -150,10 +150,13 @@ class TestFollowing:
         assert self.follow(0.3, most=0.2) == 0.2
         assert self.follow(0.3, least=0.4) == 0.4
 
-    @pytest.mark.parametrize("noise", [Noise(level=2.0), Noise(level=0.1, grain=2.0)])
-    def test_differences_above_the_noise(self, noise):
-        """1.5 g s / rms(c), here with g = 1."""
-        wanted = 1.5 * 2.0 / 4.0
+    @pytest.mark.parametrize(
+        ("noise", "differences"),
+        [(Noise(level=1.5), 2.0 * 1.5), (Noise(level=0.1, grain=2.0), 1.5 * 2.0)],
+    )
+    def test_differences_above_the_noise(self, noise, differences):
+        """2 g s / rms(c), or 1.5 times g and the grain over it; here with g = 1."""
+        wanted = differences / 4.0
         assert self.follow(wanted, noise, 4.0) == pytest.approx(wanted)
 
     def test_no_further_than_eight_times_the_way(self):
@@ -161,13 +164,18 @@ class TestFollowing:
             math.sqrt(2.9 * 8.0)
         )
 
-    def test_without_a_slope_noise_asks_for_nothing(self):
-        assert self.follow(0.3, Noise(level=1e3), 0.0) == pytest.approx(0.3)
+    def test_equal_losses_of_a_function_with_steps_ask_for_more(self):
+        assert self.follow(0.3, Noise(level=0.1, grain=0.6), 0.0, most=math.inf) == pytest.approx(
+            4 * 0.3
+        )
+
+    def test_equal_losses_without_noise_ask_for_nothing(self):
+        assert self.follow(0.3, QUIET, 0.0) == pytest.approx(0.3)
 
     def test_without_a_line_search(self):
         smoothing = replace(START, width=0.5, first=0.5, settled=True)
         assert smoothing.above_noise(QUIET, 1.0).width == 0.5
         assert smoothing.above_noise(Noise(level=1e-9), 1.0).width == 0.5
         assert smoothing.above_noise(Noise(level=0.5), 1.0).width == pytest.approx(
-            math.sqrt(0.5 * 0.75)
+            math.sqrt(0.5 * 1.0)
         )

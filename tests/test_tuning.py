@@ -147,6 +147,13 @@ class TestFunctions:
         zo.minimize(fun, problem.x0, max_queries=1000, seed=seed, smoothing=0.3)
         assert fun.farthest < 100
 
+    @pytest.mark.parametrize("seed", [3, 6])
+    def test_plateau_of_a_noisy_function_is_left_by_its_slope(self, seed):
+        """Far away any point is lower than the start; from there both runs came to saddles."""
+        problem = problems.make("gate-noisy", seed=seed)
+        result = zo.minimize(problem.fun, problem.x0, max_queries=2000, seed=seed)
+        assert problem.exact(result.x) < 0.15
+
     def test_rate_under_noise_does_not_vanish(self):
         """Once points of a search coincide within the noise, no later one would see anything."""
         for seed in range(3):
@@ -176,6 +183,18 @@ class TestSteps:
     def test_are_seen_although_most_values_differ(self, step, seed):
         result, _ = minimize(lambda x: float(np.round(distance(x) / step) * step), seed=seed)
         assert distance(result.x) < max(0.03 * START, 3 * step)
+
+    def test_equal_losses_do_not_end_all_motion(self):
+        """A third of what there is to fall lies in ten steps; probes within one saw nothing."""
+        problem = problems.make("quadratic", seed=2)
+        step = 0.03 * problem.initial
+        result = zo.minimize(
+            lambda x: step * round(float(problem.exact(x)) / step),
+            problem.x0,
+            max_queries=4000,
+            seed=2,
+        )
+        assert problem.exact(result.x) < 0.8 * problem.initial
 
     def test_smoothing_does_not_run_away(self):
         """Errors among 64 samples, another 64 at each step: they saturate far away."""
@@ -390,6 +409,16 @@ class TestFailures:
         result, _ = minimize(lambda x: np.nan, max_queries=500)
         assert not result.success
         assert np.array_equal(result.x, X0)
+
+    def test_failures_do_not_widen_the_smoothing(self):
+        """Equal losses of a noisy function do, but these are none."""
+        optimizer = searching()
+        for t in range(40):
+            optimizer.tell([noisy(x, 100 * t + i) for i, x in enumerate(optimizer.ask())])
+        before = optimizer.smoothing
+        for _ in range(20):
+            optimizer.tell([np.nan for _ in optimizer.ask()])
+        assert optimizer.smoothing == before
 
     def test_exception_carries_what_was_reached(self):
         def fun(x):

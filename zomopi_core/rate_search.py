@@ -69,7 +69,7 @@ class RateSearch:
     shrunk : bool
         Whether the first search began too far out.
     probe : float
-        Length of a probe, in units of the direction's.
+        Length of a probe that was made for noise, in units of the direction's; else infinite.
     model : LineModel
         Of the later searches.
     mean : MeanParabola or None
@@ -143,9 +143,10 @@ class RateSearch:
         return replace(self, alpha=alpha)
 
     def with_probe(self, smoothing: Smoothing, geometry: Geometry) -> RateSearch:
-        """Return the search with the length of a probe along the direction."""
-        if not geometry.direction > 0:
-            return self
+        """Return the search with the length of a probe, if that was made for noise."""
+        fits_noise = smoothing.raises > 0 or not smoothing.tuned
+        if not geometry.direction > 0 or not fits_noise:
+            return replace(self, probe=math.inf)
         return replace(self, probe=smoothing.width * geometry.probe / geometry.direction)
 
     def shortened(self, geometry: Geometry) -> RateSearch:
@@ -204,18 +205,20 @@ class RateSearch:
             return self._first_on_samples(self.mean, tried, tolerance, noise)
         lowest = min(x for _, x in ahead)
         risen = ahead[-1][1] > lowest + tolerance or not math.isfinite(losses[-1])
+        # As far as a probe a direction that is any good shows. What is seen further out says
+        # nothing of the slope here.
+        enough = noise.rough and ahead[-1][0] >= self.probe
         if lowest < base - tolerance:
             minimum = line_minimum(scales, losses)
             between = risen or minimum < ahead[-1][0]
-            return self._at(minimum, noise) if between or last else self._farther()
+            seen = between or last or (enough and noise.random)
+            return self._at(minimum, noise) if seen else self._farther()
         hidden = [s for s, x in ahead if x <= base + tolerance]
-        if hidden and noise.rough and ahead[-1][0] >= self.probe:
-            # As far as a probe a direction that is any good shows. What is seen further out says
-            # nothing of the slope here.
+        if hidden and enough:
             return self._at(self.probe, noise)
         if hidden:  # the minimum lies below the noise, or further out
-            enough = risen or self.shrunk or last
-            return self._at(hidden[-1], noise) if enough else self._farther()
+            seen = risen or self.shrunk or last
+            return self._at(hidden[-1], noise) if seen else self._farther()
         return self._at(scales[1] / 8.0, noise) if last else self._nearer()
 
     def _first_on_samples(
@@ -244,6 +247,8 @@ class RateSearch:
 
     def _at(self, minimum: float, noise: Noise) -> RateSearch:
         """Return the search with its first minimum."""
+        if noise.random:
+            minimum = min(minimum, self.probe)
         return replace(self._with_alpha(minimum, noise), found=True).postponed(2)
 
     def _later_minimum(

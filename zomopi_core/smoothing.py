@@ -27,10 +27,11 @@ _START = 1e-3
 _LEAST = 16.0
 _TINY = 1e-18  # the least of all, where the parameters are zero
 _MOST = 3.0
-# Differences of a step over their noise that are aimed at, that are waited for at the start, and
-# above which a noise that seven values showed is not doubted; how much mu grows at a time, and how
-# often at most.
-_ABOVE_NOISE = 1.5
+# Differences of a step over their noise that are aimed at, and over what steps of F make of it;
+# that are waited for at the start, and above which a noise of seven values is not doubted; how much
+# mu grows at a time, and how often at most.
+_ABOVE_NOISE = 2.0
+_ABOVE_STEPS = 1.5
 _GOOD_ENOUGH = 3.0
 _CERTAIN = 20.0
 _GROWTH = 4.0
@@ -167,8 +168,10 @@ class Smoothing:
 
     def _followed(self, noise: Noise, slope: float, wanted: float, most: float) -> Smoothing:
         """Return a smoothing nearer to what is wanted, more where noise asks for it."""
-        if slope > 0:
-            above = _ABOVE_NOISE * (self.gain * noise.of_differences) / slope
+        needed = self.gain * max(_ABOVE_NOISE * noise.level, _ABOVE_STEPS * noise.grain)
+        if needed > 0:
+            # Equal losses lie on one step of F.
+            above = needed / slope if slope > 0 else math.inf
             wanted = max(wanted, min(most, above))
         wanted = math.sqrt(self.width * wanted)  # the slope of one step is uncertain
         wanted = min(max(wanted, self.width / _CHANGE), self.width * _CHANGE)

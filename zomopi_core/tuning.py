@@ -182,7 +182,8 @@ class Tuning:
         verdict = USABLE
         if plan.kind == "line":
             new, verdict = new._searched(_line(plan.scales, extra, losses), geometry, plan.group)
-        if self.smoothing.settled and self.attentive and plan.group is None:
+        looks = self.smoothing.settled and self.attentive and plan.group is None
+        if looks and any(map(math.isfinite, coefficients)):
             new = new._smoothed(slope, geometry)
         return (new.passed() if slope > 0 or verdict.retreat else new), verdict
 
