@@ -28,8 +28,8 @@ _LEAST = 16.0
 _TINY = 1e-18  # the least of all, where the parameters are zero
 _MOST = 3.0
 # Differences of a step over their noise that are aimed at, and over what steps of F make of it;
-# that are waited for at the start, and above which a noise of seven values is not doubted; how much
-# mu grows at a time, and how often at most.
+# that are waited for at the start, and above which a noise of seven values is not doubted; how
+# much mu grows at a time, and how often at most.
 _ABOVE_NOISE = 2.0
 _ABOVE_STEPS = 1.5
 _GOOD_ENOUGH = 3.0
