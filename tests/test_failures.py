@@ -1,5 +1,6 @@
 """Functions that fail in every way, and runs that go astray."""
 
+import functools
 import math
 import threading
 import time
@@ -22,17 +23,19 @@ def loss(x):
 
 
 class Faulty:
-    """Fails in a part of its calls, drawn from a seed of its own."""
+    """Fails in a part of its calls, of each hundred in as many, by a seed of its own."""
 
-    def __init__(self, part, kinds, fun=loss):
-        self.chance, self.part, self.kinds = np.random.default_rng(0), part, kinds
+    def __init__(self, part, kinds, fun=loss, seed=0):
+        self.chance, self.part, self.kinds = np.random.default_rng(seed), part, kinds
         self.fun, self.calls = fun, 0
         self.release = threading.Event()
 
     def __call__(self, x):
+        if self.calls % 100 == 0:
+            self.ranks = self.chance.permutation(100)
         self.calls += 1
         value = self.fun(x)
-        if self.chance.random() >= self.part:
+        if self.ranks[self.calls % 100] >= 100 * self.part:
             return value
         kind = self.kinds[self.chance.integers(len(self.kinds))]
         if kind == "raise":
@@ -42,36 +45,43 @@ class Faulty:
         return {"nan": np.nan, "inf": np.inf, "shape": np.zeros(3)}.get(kind, value)
 
 
+@functools.cache
+def clean(name):
+    """Return a problem's function and its loss after 2,000 evaluations without failures."""
+    problem = problems.make(name)
+
+    def fun(x):
+        return float(problem.fun(x))
+
+    return fun, problem.x0, zo.minimize(fun, problem.x0, max_queries=2000, seed=1).fun
+
+
 class TestKinds:
-    @pytest.mark.parametrize("name", ["gate", "sensing"])
-    @pytest.mark.parametrize("kinds", [["nan"], ["inf", "raise", "shape"]], ids=str)
-    def test_half_of_the_calls_fail(self, name, kinds):
-        """Within 10 % of the clean result at twice the queries: 7 % was the most measured."""
-        problem = problems.make(name)
-
-        def fun(x):
-            return float(problem.fun(x))
-
-        clean = zo.minimize(fun, problem.x0, max_queries=2000, seed=1)
-        again = zo.Retry(times=20, wait=0.0)
+    @pytest.mark.parametrize("name", ["gate", "quadratic", "sensing"])
+    @pytest.mark.parametrize(
+        ("kinds", "options"),
+        [
+            (["nan", "inf"], {}),  # on_failure as it is by default
+            (["inf", "raise", "shape"], {"on_failure": "auto"}),
+            (["nan", "raise"], {"on_failure": zo.Retry(times=20, wait=0.0)}),
+        ],
+        ids=str,
+    )
+    def test_half_of_the_calls_fail(self, name, kinds, options):
+        """Within 10 % of the clean result at twice the queries: 4 % was the most measured."""
+        fun, x0, left = clean(name)
         faulty = Faulty(0.5, kinds, fun)
-        result = zo.minimize(faulty, problem.x0, max_queries=4000, seed=1, on_failure=again)
-        assert result.fun <= 1.1 * clean.fun
+        result = zo.minimize(faulty, x0, max_queries=4000, seed=1, **options)
+        assert result.fun <= 1.1 * left
         assert result.nfev == faulty.calls <= 4000
 
     def test_half_of_the_probes_left_out(self):
-        """A step of half the probes learns less: 1.4 to 1.9 times the loss was measured."""
-        problem = problems.make("sensing")
-
-        def fun(x):
-            return float(problem.fun(x))
-
-        clean = zo.minimize(fun, problem.x0, max_queries=2000, seed=1)
-        for kinds in (["nan"], ["raise", "shape"]):
-            faulty = Faulty(0.5, kinds, fun)
-            result = zo.minimize(faulty, problem.x0, max_queries=4000, seed=1, on_failure="skip")
-            assert result.fun <= 2.0 * clean.fun
-            assert result.nfev == faulty.calls <= 4000
+        """A step of half the probes learns less: 1.7 to 2.1 times the loss was measured."""
+        fun, x0, left = clean("sensing")
+        faulty = Faulty(0.5, ["nan"], fun)
+        result = zo.minimize(faulty, x0, max_queries=4000, seed=1, on_failure="skip")
+        assert result.fun <= 2.5 * left
+        assert result.nfev == faulty.calls <= 4000
 
     def test_half_of_the_calls_hang(self):
         clean = zo.minimize(loss, X0, max_queries=100, seed=1)
@@ -167,7 +177,7 @@ class TestKinds:
 
 class TestRetry:
     def test_gives_the_clean_result(self):
-        clean = zo.minimize(loss, X0, max_queries=200, seed=1)
+        clean = zo.minimize(loss, X0, max_steps=20, seed=1)
         for kind in ("nan", "raise", "shape"):
             fun = Faulty(0.2, [kind])
             result = zo.minimize(
@@ -175,14 +185,17 @@ class TestRetry:
             )
             np.testing.assert_array_equal(result.history["loss"], clean.history["loss"])
             assert result.nfev == fun.calls > clean.nfev
-            assert "failed" not in result.message
+            failed = result.nfev - clean.nfev
+            assert f"{failed} of {result.nfev} evaluations failed" in result.message
 
     def test_pauses_grow(self, monkeypatch):
+        """One pause for all points of a step that failed, twice as long each time."""
         pauses = []
         monkeypatch.setattr(time, "sleep", pauses.append)
-        for tried in range(9):
-            zo.Retry(times=9, wait=0.5)._pause(tried)
-        assert pauses == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
+        options = {"max_steps": 1, "on_failure": zo.Retry(times=9, wait=0.5)}
+        result = zo.minimize(lambda x: math.nan, X0, method=zo.mezo(probes=2), **options)
+        assert pauses[:9] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
+        assert result.nfev % 10 == 0
 
     def test_then(self):
         def fun(x):
@@ -199,6 +212,13 @@ class TestRetry:
             fun = Faulty(part, ["nan"])
             result = zo.minimize(fun, X0, max_queries=333, on_failure=zo.Retry(5, 0.0))
             assert result.nfev == fun.calls <= 333
+
+    def test_budget_of_steps_with_bounds(self):
+        """Beside the points of a step the iterate is evaluated, and evaluated again."""
+        for seed in range(5):
+            fun = Faulty(0.5, ["nan"], seed=seed)
+            options = {"bounds": (0, 1), "on_failure": zo.Retry(20, 0.0), "seed": seed}
+            assert zo.minimize(fun, X0, max_queries=150, **options).nfev == fun.calls <= 150
 
     def test_resumes(self, tmp_path):
         options = {"max_queries": 300, "on_failure": zo.Retry(5, 0.0), "seed": 2}
@@ -235,12 +255,15 @@ class TestLimit:
         np.testing.assert_array_equal(optimizer.state.leaves[0].momentum, before[1])
 
     def test_only_failures_in_a_row_count(self):
-        failures = Failures(None, 4)
-        failures.check([math.nan, math.nan, math.nan])
-        failures.check([1.0, math.nan])
-        assert not failures.too_many
-        failures.check([math.nan, math.inf, math.nan])
-        assert failures.too_many
+        failures = Failures("skip", 4)
+        for losses, too_many in (
+            ([math.nan, math.nan, math.nan], False),
+            ([1.0, math.nan], False),
+            ([math.nan, math.inf, math.nan], True),
+        ):
+            failures.inspect(losses, range(len(losses)))
+            failures.settle(losses, sum(not math.isfinite(x) for x in losses))
+            assert failures.too_many == too_many
 
 
 class TestBias:

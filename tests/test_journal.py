@@ -15,8 +15,7 @@ import pytest
 import zomopi_core as zo
 from zomopi_core import _journal_file, _method_json, _safetensors, _tree
 from zomopi_core._file_lock import FileLock
-from zomopi_core._journal_file import Row
-from zomopi_core.journal import pack_losses, unpack_losses
+from zomopi_core._journal_rows import Row, pack_losses, unpack_losses
 
 X0 = np.zeros((6, 4))
 

@@ -209,13 +209,13 @@ class TestStopping:
             ({"max_steps": 1, "target": float("nan")}, "target must be a finite number, got nan"),
             (
                 {"max_steps": 1, "on_failure": "ignore"},
-                "on_failure must be one of 'skip', 'retry', 'raise'",
+                "on_failure must be one of 'auto', 'skip', 'retry', 'raise'",
             ),
             ({"max_steps": 1, "vectorized": "no"}, "vectorized must be True or False, got 'no'"),
             ({"max_steps": 1, "progress": 1}, "progress must be True or False, got 1"),
             (
                 {"max_steps": 1, "on_failure": 3},
-                "on_failure must be one of 'skip', 'retry', 'raise', got 3",
+                "on_failure must be one of 'auto', 'skip', 'retry', 'raise', got 3",
             ),
             ({"max_steps": 1, "on_failure": {"nan": "skip"}}, "on_failure's keys must be one of"),
         ],

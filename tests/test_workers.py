@@ -1,9 +1,11 @@
 """Points evaluated in other processes: the same bits, also when processes die or hang."""
 
+import itertools
 import multiprocessing
 import re
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -107,6 +109,29 @@ class TestPool:
         np.testing.assert_array_equal(result.x_last, plain.x_last)
         assert time.perf_counter() - began < 20
 
+    def test_to_start_is_no_part_of_an_evaluation(self, tmp_path, monkeypatch):
+        (tmp_path / "slow_module.py").write_text(
+            "import time\ntime.sleep(1.5)\ndef fun(x):\n    return float((x * x).sum())\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        import slow_module
+
+        options = {"workers": 1, "timeout": 1.0, "on_failure": "raise"}
+        assert zo.minimize(slow_module.fun, X0, max_queries=20, **options).success
+
+    @pytest.mark.parametrize("start", ["spawn", "forkserver"])
+    def test_a_script_that_runs_at_import(self, start, tmp_path):
+        script = tmp_path / "script.py"
+        script.write_text(_FUNCTION + f"import multiprocessing\n"
+            f"multiprocessing.set_start_method({start!r}, force=True)\n"
+            "zo.minimize(loss, np.zeros((6, 4)), max_queries=40, workers=2, on_failure='skip')\n"
+        )  # fmt: skip
+        command = [sys.executable, script]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert "protect what starts a run" in done.stderr
+        assert done.stderr.count("An attempt has been made to start a new process") <= 2
+
     def test_none_is_left_behind(self):
         def interrupted(iteration):
             raise KeyboardInterrupt
@@ -189,18 +214,30 @@ class TestExecutors:
         assert caught.value.result.nit > 0
 
     def test_time_limit(self):
-        calls = []
+        calls, release = itertools.count(1), threading.Event()
 
         def fun(x):
-            calls.append(1)
-            if len(calls) == 20:
-                time.sleep(0.5)
+            if next(calls) == 20:
+                release.wait(60)
             return loss(x)
 
         with ThreadPoolExecutor(3) as executor:
-            options = {"max_queries": 100, "workers": executor, "timeout": 0.2}
+            options = {"max_queries": 100, "workers": executor, "timeout": 1.0}
             result = zo.minimize(fun, X0, **options)
-        assert re.search(r"1 of \d+ evaluations failed", result.message)
+            release.set()
+        assert re.search(r" 1 of \d+ evaluations failed", result.message)
+
+    def test_to_wait_is_no_part_of_an_evaluation(self):
+        """Eight points that one thread evaluates in turn take longer than one of them may."""
+
+        def fun(x):
+            time.sleep(0.15)
+            return loss(x)
+
+        with ThreadPoolExecutor(1) as executor:
+            options = {"max_steps": 1, "workers": executor, "timeout": 0.9}
+            result = zo.minimize(fun, X0, on_failure="raise", **options)
+        assert result.nit == 1
 
     def test_dask_on_loopback(self):
         distributed = pytest.importorskip("distributed")

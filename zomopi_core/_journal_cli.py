@@ -14,10 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from ._header import check_header
-from ._journal_file import JournalReader, Row, read_journal
+from ._journal_file import JournalReader, read_journal
 from ._journal_picture import History, draw_history, history_of, momentum_spectra
+from ._journal_rows import Row, failures_of, read_note
 from ._progress import format_loss
-from .journal import read_note
 from .run import _MESSAGES
 
 _PICTURES = {".png", ".pdf", ".svg"}
@@ -70,7 +70,7 @@ def _summary(header: dict[str, Any], rows: list[Row], history: History) -> list[
         ("random numbers", f"{header['sampler']['name']}, seed {header['sampler']['seed']}"),
         ("steps", f"{history.steps:,}"),
         ("queries", f"{last.queries if last else 0:,}"),
-        ("failures", f"{history.failures[-1] if history.steps else 0:,}"),
+        ("failures", f"{sum(map(failures_of, rows)):,}"),
         ("ways back", f"{history.returns:,}"),
         ("loss", format_loss(history.losses[-1] if history.steps else math.nan)),
         ("lowest loss", format_loss(history.lowest)),
@@ -115,7 +115,7 @@ def _end(rows: list[Row]) -> str:
 
 def _print_steps(console: Console, rows: list[Row]) -> None:
     for row in rows:
-        failed = read_note(row).get("failed")
+        failed = failures_of(row)
         console.print(
             f"{row.step + 1:>8} {row.queries:>10} {format_loss(row.loss):>12} "
             f"{row.learning_rate:>10.3g} {row.elapsed:>10.1f}"

@@ -17,10 +17,11 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import errors
 from ._file_lock import FileLock
+from ._journal_rows import KINDS, Row
 
 FORMAT = 1
 _APPLICATION = 0x7A6F6D70  # "zomp"
@@ -43,51 +44,6 @@ _LONGEST = 4 * 2**20
 # Pages of the log (4 KiB each) after which it is taken into the file.
 _PAGES = 1000
 _WAIT_SECONDS = 10.0
-
-#: what the losses of a row were evaluated for
-KINDS = {
-    "": "the points of a step",
-    "start": "x0",
-    "iterate": "the iterate of a step",
-    "target": "the best point, to confirm it",
-    "best": "the best point, at the end",
-    "last": "the last iterate, at the end",
-    "guard": "the best point, to go back to it",
-    "stop": "nothing: the run ended",
-}
-
-
-class Row(NamedTuple):
-    """One evaluation of points.
-
-    Attributes
-    ----------
-    step : int
-        Steps taken before it.
-    kind : str
-        One of `KINDS`.
-    queries : int
-        Evaluations of the function up to and with this one.
-    loss : float
-        Mean of the finite losses of the points that make the estimate, NaN where there is none.
-    learning_rate : float
-        Of the step; NaN beside the steps.
-    elapsed : float
-        Seconds since the run began.
-    losses : bytes
-        As `pack_losses` makes them.
-    note : str
-        JSON: what failed, or the status at the end; empty where there is nothing to say.
-    """
-
-    step: int
-    kind: str
-    queries: int
-    loss: float
-    learning_rate: float
-    elapsed: float
-    losses: bytes
-    note: str = ""
 
 
 class JournalFile:

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import errors
-from ._journal_file import Row
+from ._journal_rows import Row, failures_of
 from ._snapshots import SnapshotFiles
-from .journal import read_note
 from .point import Point
 
 # Spectra of so many arrays are drawn.
@@ -48,7 +47,7 @@ def history_of(rows: list[Row]) -> History:
     """Return what is drawn of a run's rows."""
     failed, counts = 0, []
     for row in rows:
-        failed += int(read_note(row).get("failed", 0))
+        failed += failures_of(row)
         if row.kind == "":
             counts.append(failed)
     steps = [row for row in rows if row.kind == ""]

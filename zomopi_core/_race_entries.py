@@ -12,9 +12,9 @@ from typing import Any
 
 from . import _arrays, catalog, errors
 from ._race_oracle import Oracle
+from .costs import spare_queries, step_costs, steps_paid_for
 from .method import Method
 from .minimize import minimize
-from .run import spare_queries, step_costs, steps_paid_for
 from .update import constant, cosine_decay, linear_decay
 
 _SCHEDULES = ("constant", "linear", "cosine")

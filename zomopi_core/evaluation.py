@@ -1,4 +1,4 @@
-"""The evaluations of a step: one after the other or in parallel, with time limits and retries."""
+"""The evaluations of a step: one after the other or in parallel, with time limits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Parallel(Protocol):
 
 
 class Evaluator:
-    """Calls a function at points, and deals with what fails.
+    """Calls a function at points, one after the other or in parallel; takes what it raises.
 
     Parameters
     ----------
@@ -66,141 +66,98 @@ class Evaluator:
         self._call: Callable[..., Any] = objective.call
         if timeout is not None and parallel is None:
             self._call = TimedCalls(objective.call, timeout)
-        #: whether the objective is called as it is where nothing is recorded
-        self.plain = timeout is None and parallel is None and not failures.retries
-        self._allowed = 0  # evaluations that failures may cost
+        self._plain = timeout is None and parallel is None
 
     def __call__(
         self,
         points: Sequence[Any],
+        places: Sequence[int],
         key: int | None,
         recorder: Recorder | None = None,
-        allowed: int | None = None,
     ) -> Array:
-        """Return the losses of `points`, 1-d.
+        """Return the losses of some of the points, 1-d, NaN where there was an exception.
 
         Parameters
         ----------
         points : sequence
+        places : sequence of int
+            Numbers of those that are to be evaluated.
         key : int or None
             For a function that takes it.
         recorder : Recorder, optional
             Where slow evaluations are recorded one by one; what it knows is not evaluated.
-        allowed : int, optional
-            Evaluations that retries may take beside those of the points; by default any number.
         """
         objective = self._objective
-        if self.plain and (recorder is None or objective.vectorized):
-            return objective(points, key, self._failures.of_exception)
-        self._allowed = 2**62 if allowed is None else allowed
-        if objective.vectorized:
-            return self._stack(objective.prepared(points), len(points), key)
+        if objective.vectorized and not self._plain:
+            return self._stack(objective.prepared(points, places), places, key)
+        if self._plain and (recorder is None or objective.vectorized):
+            return objective(points, places, key, self._failures.failed)
         known = {} if recorder is None else recorder.known()
         objective.calls += len(known)
         write = None if recorder is None else recorder.write_probe
         if self._parallel is not None:
-            return self._at_once(self._parallel, points, key, known, write)
-        losses = []
-        for i, point in enumerate(objective.prepared(points)):
-            if i in known:
-                losses.append(known[i])
-                continue
+            return self._at_once(self._parallel, points, places, key, known, write)
+        losses: dict[int, Any] = known
+        missing = [i for i in places if i not in known]
+        for i, point in zip(missing, objective.prepared(points, missing), strict=True):
             began = time.perf_counter()
-            losses.append(self._one(point, key))
+            losses[i] = self._one(i, point, key)
             slow = time.perf_counter() - began >= SLOW_SECONDS
-            if write is not None and slow and i + 1 < len(points):  # the last comes with its row
-                _write(write, i, losses[-1])
-        return join_losses(losses)
+            # The last comes with its row, unless there will be repetitions before that.
+            if write is not None and slow and (i != places[-1] or self._failures.pending):
+                _write(write, i, losses[i])
+        return join_losses([losses[i] for i in places])
 
-    def _one(self, point: Any, key: int | None) -> Any:
-        tried = 0
-        while True:
-            self._objective.calls += 1
-            try:
-                loss = self._call(point, key)
-                loss = loss if type(loss) is float else scalar_loss(loss)
-            except Exception as error:
-                kind = _kind(error)
-                cause: Exception | None = error
-            else:
-                if self._good(loss):
-                    return loss
-                kind, cause = "non-finite", None
-            if not self._again(kind, tried):
-                return loss if cause is None else self._failures.outcome(kind, cause)
-            tried += 1
+    def _one(self, place: int, point: Any, key: int | None) -> Any:
+        self._objective.calls += 1
+        try:
+            loss = self._call(point, key)
+            return loss if type(loss) is float else scalar_loss(loss)
+        except Exception as error:
+            return self._failures.failed(place, error)
 
-    def _stack(self, stack: Any, count: int, key: int | None) -> Array:
+    def _stack(self, stack: Any, places: Sequence[int], key: int | None) -> Array:
         """Evaluate a stack of points, all of which fail together."""
-        tried = 0
-        while True:
-            self._objective.calls += count
-            try:
-                losses = self._objective.checked_stack(self._call(stack, key), count)
-            except Exception as error:
-                kind, cause = _kind(error), error
-            else:
-                return losses
-            if not self._again(kind, tried, count):
-                return stack_losses([self._failures.outcome(kind, cause) for _ in range(count)])
-            tried += 1
-
-    def _good(self, loss: Any) -> bool:
-        """Tell whether a loss is taken as it is; a device is only waited for if it matters."""
-        return self._failures.retry("non-finite", 0) is None or math.isfinite(float(loss))
-
-    def _again(self, kind: str, tried: int, cost: int = 1) -> bool:
-        """Wait and return True if what failed is to be evaluated again."""
-        retry = self._failures.retry(kind, tried)
-        if retry is None or self._allowed < cost:
-            return False
-        self._allowed -= cost
-        retry._pause(tried)
-        return True
+        self._objective.calls += len(places)
+        try:
+            return self._objective.checked_stack(self._call(stack, key), len(places))
+        except Exception as error:
+            return stack_losses([self._failures.failed(i, error) for i in places])
 
     def _at_once(
         self,
         parallel: Parallel,
         points: Sequence[Any],
+        places: Sequence[int],
         key: int | None,
         known: Mapping[int, Any],
         write: Callable[[int, Any], None] | None,
     ) -> Array:
-        """Evaluate all points at a time."""
+        """Evaluate points at a time."""
         losses: dict[int, Any] = dict(known)
         began = time.perf_counter()
-        tried = [0] * len(points)
         addressable = hasattr(points, "params")  # those of a step have numbers, others come alone
-
-        def start(i: int, point: Any) -> None:
-            self._objective.calls += 1
-            parallel.start(i, point, i if addressable else None, key)
-
         try:
-            for i in range(len(points)):
+            for i in places:
                 if i not in known:
-                    start(i, points[i])
-            while len(losses) < len(points):
+                    self._objective.calls += 1
+                    parallel.start(i, points[i], i if addressable else None, key)
+            while len(losses) < len(places):
                 for i, loss, error in parallel.finished():
-                    cause = error
-                    if error is None and self._good(loss):
+                    if error is None:
                         losses[i] = loss
                         slow = time.perf_counter() - began >= SLOW_SECONDS
-                        if write is not None and slow and len(losses) < len(points):
+                        last = len(losses) == len(places) and not self._failures.pending
+                        if write is not None and slow and not last:
                             _write(write, i, loss)
-                        continue
-                    if cause is not None and not isinstance(cause, Exception):
-                        raise cause
-                    kind = "non-finite" if cause is None else _kind(cause)
-                    if self._again(kind, tried[i]):
-                        tried[i] += 1
-                        start(i, points[i])
+                    elif isinstance(error, Exception):
+                        losses[i] = self._failures.failed(i, error)
                     else:
-                        losses[i] = loss if cause is None else self._failures.outcome(kind, cause)
+                        raise error
         except BaseException:
             parallel.discard()
             raise
-        return join_losses([losses[i] for i in range(len(points))])
+        return join_losses([losses[i] for i in places])
 
 
 def _write(write: Callable[[int, Any], None], index: int, loss: Any) -> None:
@@ -210,10 +167,6 @@ def _write(write: Callable[[int, Any], None], index: int, loss: Any) -> None:
             write(index, loss)
     elif bool(_arrays.namespace(loss).isfinite(loss)):
         write(index, loss)
-
-
-def _kind(error: Exception) -> str:
-    return "timeout" if isinstance(error, errors.EvaluationTimeoutError) else "exception"
 
 
 class TimedCalls:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from . import errors
 from ._checks import as_python, check_count, check_name, not_negative
+from .repetition import Repetition
 
 KINDS = ("non-finite", "exception", "timeout")
 _LONGEST_WAIT = 60.0
+# Of what a message says of the first failure.
+_LONGEST_TEXT = 500
+# Rounds of repetitions at a step where it is not known whether they help: of points that fail in
+# half of the cases one of a million is left.
+_MOST_ROUNDS = 20
 
 
 @dataclass(frozen=True)
 class Retry:
     """Evaluate a point again that failed, a few times and with growing pauses.
+
+    The points of a step that failed are evaluated again when all of them were evaluated.
 
     Parameters
     ----------
@@ -25,7 +33,7 @@ class Retry:
         Most evaluations of a point beside the first. Each is counted, and none is made that the
         budget does not pay for beside the rest of its step.
     wait : float
-        Seconds before the first of them; doubled before each further one, up to a minute.
+        Seconds before the first round of them; doubled before each further one, up to a minute.
     then : {"skip", "raise"}
         What happens if all of them fail.
 
@@ -53,9 +61,9 @@ class Retry:
         check_name("then", self.then, ("skip", "raise"))
         as_python(self, times=int, wait=lambda value: not_negative("wait", value))
 
-    def _pause(self, tried: int) -> None:
-        """Wait before the next evaluation."""
-        time.sleep(min(self.wait * 2.0**tried, _LONGEST_WAIT))
+    def _pause(self, tried: int) -> float:
+        """Return the seconds before the next evaluation."""
+        return min(self.wait * 2.0 ** min(tried, 1000), _LONGEST_WAIT)
 
 
 Policy = str | Retry
@@ -66,12 +74,15 @@ def _policy(value: Any) -> Policy:
         return value
     if isinstance(value, Mapping):  # from a journal
         return Retry(**value)
-    check_name("on_failure", value, ("skip", "retry", "raise"))
+    check_name("on_failure", value, ("auto", "skip", "retry", "raise"))
     return Retry() if value == "retry" else str(value)
 
 
 class Failures:
     """The policy for each kind of failure, and what failed so far.
+
+    While the points of a step are evaluated, those that failed are open, by their numbers: they
+    are evaluated again, left out at last, or end the run.
 
     Parameters
     ----------
@@ -92,79 +103,124 @@ class Failures:
         for kind in given:
             check_name("on_failure's keys", kind, KINDS)
         self.policy: dict[str, Policy] = {
-            "non-finite": "skip",
+            "non-finite": "auto",
             "exception": "raise",
-            "timeout": "skip",
+            "timeout": "auto",
         }
         self.policy |= {kind: _policy(value) for kind, value in given.items()}
         self.limit = limit
         self.count = self.gradients = self.in_a_row = 0
         self.first: str | None = None
-        self._stand_ins = 0  # losses that stand for failures which were dealt with
-
-    @property
-    def retries(self) -> bool:
-        """Whether some kind of failure is tried again."""
-        return any(isinstance(policy, Retry) for policy in self.policy.values())
+        self._repetition = Repetition()
+        self._errors: dict[int, Exception] = {}
+        self._open: dict[int, Exception] = {}
 
     def as_json(self) -> dict[str, Any]:
         """Return the policies as a journal holds them."""
         return {k: asdict(p) if isinstance(p, Retry) else p for k, p in self.policy.items()}
 
-    def retry(self, kind: str, tried: int) -> Retry | None:
-        """Return how to try again after `tried` further attempts; None if not at all."""
-        policy = self.policy[kind]
-        return policy if isinstance(policy, Retry) and tried < policy.times else None
-
-    def of_exception(self, error: Exception) -> float:
-        """Return the loss that stands for an exception, or raise it."""
-        return self.outcome("exception", error)
-
-    def outcome(self, kind: str, error: Exception) -> float:
-        """Return the loss that stands for a failure that is not tried again, or raise it."""
-        policy = self.policy[kind]
-        if (policy.then if isinstance(policy, Retry) else policy) == "raise":
+    def failed(self, place: int, error: Exception) -> float:
+        """Take the exception of an evaluation; return what stands for its loss, or raise."""
+        if self.policy[_kind(error)] == "raise":
             raise error
-        self.first = self.first or f"{type(error).__name__}: {error}"
-        self._stand_ins += 1
+        self._errors[place] = error
         return math.nan
 
-    def check(self, losses: list[float]) -> None:
-        """Count the losses that are not finite; raise if the policy says so."""
-        bad = [x for x in losses if not math.isfinite(x)]
-        stand_ins, self._stand_ins = self._stand_ins, 0
-        policy = self.policy["non-finite"]
-        if len(bad) > stand_ins:
-            if (policy.then if isinstance(policy, Retry) else policy) == "raise":
-                raise errors.NonFiniteLossError(
-                    f"fun returned a loss that is not finite: {losses}"
-                )
-            self.first = self.first or f"a loss of {bad[0]}"
-        self.count += len(bad)
-        self.follow(losses)
+    def inspect(self, losses: list[float], places: Iterable[int]) -> None:
+        """Take the losses of a step after the evaluation of some of its points.
 
-    def follow(self, losses: list[float]) -> None:
-        """Count the failures at the end of what was evaluated."""
-        for loss in losses:
-            self.in_a_row = 0 if math.isfinite(loss) else self.in_a_row + 1
+        What failed among these is counted and open until it succeeds or `settle` leaves it out.
+        """
+        found, self._errors = self._errors, {}
+        for i in places:
+            self._open.pop(i, None)
+            if math.isfinite(losses[i]):
+                continue
+            error = found.get(i) or errors.loss_not_finite(losses[i])
+            kind = _kind(error)
+            if self.policy[kind] == "raise":
+                raise error
+            self._open[i] = error
+            self._count(f"a loss of {losses[i]}" if kind == "non-finite" else _text(error))
+
+    def _count(self, what: str) -> None:
+        self.count += 1
+        self.first = self.first or what[:_LONGEST_TEXT]
+
+    @property
+    def pending(self) -> bool:
+        """Whether some evaluation of the step has failed by now."""
+        return bool(self._errors or self._open)
+
+    @property
+    def open(self) -> list[int]:
+        """Numbers of the points that failed and may be evaluated again."""
+        return sorted(self._open)
+
+    def to_repeat(self, tried: int, line: Sequence[int]) -> list[int]:
+        """Return which open points are evaluated again after `tried` rounds of repetitions.
+
+        Parameters
+        ----------
+        tried : int
+        line : sequence of int
+            Points of a line search, without which all of it is lost: they come first, and are
+            repeated even where failures are left out.
+        """
+        repeated = [i for i in self._open if self._retry(i, tried) is not None]
+        unsure = self._unsure(line, "auto", "skip")
+        unsure += [i for i in self._unsure(self._open, "auto") if i not in line]
+        count = self._repetition.allowed(len(unsure)) if tried < _MOST_ROUNDS else 0
+        return sorted(repeated + unsure[:count])
+
+    def learn(self, places: Iterable[int], losses: list[float]) -> None:
+        """Take what came of points that were evaluated again, before `inspect`."""
+        unsure = self._unsure(places, "auto", "skip")
+        self._repetition.learn(len(unsure), sum(math.isfinite(losses[i]) for i in unsure))
+
+    def _unsure(self, places: Iterable[int], *policies: str) -> list[int]:
+        """Return those of these points that failed in a way which has one of these policies."""
+        return [i for i in places if i in self._open and self._policy(i) in policies]
+
+    def _policy(self, place: int) -> Policy:
+        return self.policy[_kind(self._open[place])]
+
+    def _retry(self, place: int, tried: int) -> Retry | None:
+        policy = self._policy(place)
+        return policy if isinstance(policy, Retry) and tried < policy.times else None
+
+    def pause(self, places: Iterable[int], tried: int) -> None:
+        """Wait before these points are evaluated again, as the most patient policy says."""
+        waits = [retry._pause(tried) for i in places if (retry := self._retry(i, tried))]
+        if waits and max(waits) > 0:
+            time.sleep(max(waits))
+
+    def settle(self, losses: list[float], failed: int) -> None:
+        """Leave out what is still open after so many failures of a step, or raise it."""
+        for place, error in self._open.items():
+            policy = self._policy(place)
+            if isinstance(policy, Retry) and policy.then == "raise":
+                raise error
+        self._repetition.leave_out(len(self._open))
+        self._open = {}
+        self._follow(losses, failed)
+
+    def _follow(self, losses: list[float], failed: int) -> None:
+        """Count failures in a row, after `failed` of them at a step that ended with `losses`."""
+        finite = [i for i, loss in enumerate(losses) if math.isfinite(loss)]
+        self.in_a_row = len(losses) - 1 - finite[-1] if finite else self.in_a_row + failed
 
     @property
     def too_many(self) -> bool:
         """Whether so many evaluations failed in a row that the run must end."""
         return self.limit is not None and self.in_a_row >= self.limit
 
-    def of_gradient(self, cause: str) -> None:
-        """Count a gradient that failed."""
-        self.count += 1
-        self.first = self.first or cause
-
-    def check_gradient(self, finite: bool) -> None:
-        """Count a gradient that is not finite; raise if the policy says so."""
-        if finite:
-            return
-        if self.policy["non-finite"] == "raise":
-            raise errors.NonFiniteLossError("gradient returned a number that is not finite")
-        self.of_gradient("a gradient that is not finite")
+    def of_gradient(self, error: Exception) -> None:
+        """Count a gradient that failed, or raise if the policy says so."""
+        kind = _kind(error)
+        if self.policy[kind] == "raise":
+            raise error
+        self._count("a gradient that is not finite" if kind == "non-finite" else _text(error))
 
     def describe(self, calls: int) -> str:
         """Return a sentence on what failed, empty if nothing did."""
@@ -180,15 +236,40 @@ class Failures:
             "gradients": self.gradients,
             "in_a_row": self.in_a_row,
             "first": self.first,
+            "repetition": tuple(self._repetition.state()),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned."""
         self.count, self.gradients = state["count"], state["gradients"]
         self.in_a_row, self.first = state["in_a_row"], state["first"]
+        self._repetition.restore(state["repetition"])
 
-    def recall(self, note: dict[str, Any]) -> None:
-        """Count what a recorded row says of failures."""
-        self.count += int(note.get("failed", 0))
-        if self.first is None and "first" in note:
-            self.first = str(note["first"])
+    def note(self, before: tuple[int, str | None]) -> dict[str, Any]:
+        """Return what is recorded with a step in which something failed."""
+        count, first = before
+        if self.count == count:
+            return {}
+        note = {"failed": self.count - count, "repetition": self._repetition.state()}
+        return note if first is not None else note | {"first": self.first}
+
+    def recall(self, failed: int, note: dict[str, Any], losses: list[float]) -> None:
+        """Take over what is recorded with a step; raise ValueError if that is nothing."""
+        first = note.get("first")
+        if not isinstance(first, str | None):
+            raise ValueError("it names no failure")
+        self.count += failed
+        self.first = self.first or first
+        self._follow(losses, failed)
+        if "repetition" in note:
+            self._repetition.restore(note["repetition"])
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, errors.NonFiniteLossError):
+        return "non-finite"
+    return "timeout" if isinstance(error, errors.EvaluationTimeoutError) else "exception"
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

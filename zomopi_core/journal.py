@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
-import math
 import os
 import sqlite3
 import time
@@ -26,7 +24,8 @@ from . import _arrays, errors
 from ._arrays import Array
 from ._checks import as_python, check_count, check_name, positive
 from ._header import describe
-from ._journal_file import JournalFile, Row, create
+from ._journal_file import JournalFile, create
+from ._journal_rows import Row, mean_of_finite, pack_losses, unpack_loss, unpack_losses
 from ._snapshots import SnapshotFiles
 from ._tree import CannotStoreError
 from .method import Method, leaves_of
@@ -34,7 +33,6 @@ from .sampling import Sampler
 
 # Evaluations that take longer are written one by one; shorter ones with their step.
 SLOW_SECONDS = 0.010
-_MOST_LOSSES = 2**17
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,8 @@ class Journal:
 
     @property
     def _file(self) -> Path:
-        return Path(self.path)
+        # Whoever changes the folder during a run changes nothing of it.
+        return Path(self.path).absolute()
 
 
 def _file_name(path: str | os.PathLike[str]) -> Path:
@@ -344,69 +343,3 @@ def _storable(bounds: Any) -> Any:
 
 def _array(loss: Any) -> Array:
     return np.asarray([loss], dtype=np.float64) if isinstance(loss, float) else loss[..., None]
-
-
-# First byte of packed losses: of the host, or of the parameters' library and float32 or float64.
-_HOST, _SINGLE, _DOUBLE = b"h", b"s", b"d"
-_DTYPES: dict[bytes, Any] = {_HOST: np.float64, _SINGLE: np.float32, _DOUBLE: np.float64}
-
-
-def pack_losses(losses: Array) -> bytes:
-    """Return 1-d losses as bytes that say where they came from."""
-    if isinstance(losses, np.ndarray):
-        return _HOST + losses.astype(np.float64, copy=False).tobytes()
-    host = _arrays.to_host(losses)
-    return (_SINGLE if host.dtype == np.float32 else _DOUBLE) + host.tobytes()
-
-
-def unpack_losses(packed: bytes, like: Array) -> Array:
-    """Return what `pack_losses` packed; raise ValueError if it is nothing of the kind."""
-    kind = packed[:1]
-    if kind not in _DTYPES:
-        raise errors.other_run("losses of an unknown kind are recorded")
-    dtype = np.dtype(_DTYPES[kind])
-    count, rest = divmod(len(packed) - 1, dtype.itemsize)
-    if rest or count > _MOST_LOSSES:
-        raise errors.other_run(f"{len(packed)} bytes of losses are recorded for one step")
-    host = np.frombuffer(packed, dtype=dtype, offset=1)
-    if kind == _HOST:
-        return host
-    xp = _arrays.namespace(like)
-    wanted = xp.float32 if kind == _SINGLE else xp.float64
-    return xp.asarray(host.copy(), dtype=wanted, device=_arrays.device(like))
-
-
-def unpack_loss(packed: bytes, like: Array) -> Any:
-    """Return one loss as the function returned it: a float, or a 0-d array."""
-    losses = unpack_losses(packed, like)
-    if losses.shape != (1,):
-        raise errors.other_run("several losses are recorded for one point")
-    return float(losses[0]) if isinstance(losses, np.ndarray) else losses[0]
-
-
-def mean_of_finite(losses: list[float]) -> float:
-    """Return the mean of those that are finite, NaN if none is."""
-    mean = sum(losses) / len(losses) if losses else math.nan
-    if math.isfinite(mean):
-        return mean
-    finite = [x for x in losses if math.isfinite(x)]
-    return sum(finite) / len(finite) if finite else math.nan
-
-
-def note_of(**contents: Any) -> str:
-    """Return the note of a row, empty where there is nothing to say."""
-    contents = {name: value for name, value in contents.items() if value}
-    return json.dumps(contents, sort_keys=True) if contents else ""
-
-
-def read_note(row: Row) -> dict[str, Any]:
-    """Return the contents of a row's note."""
-    if not row.note:
-        return {}
-    try:
-        note = json.loads(row.note)
-    except (ValueError, RecursionError):
-        note = None
-    if not isinstance(note, dict):
-        raise errors.other_run(f"the note of step {row.step} cannot be read")
-    return note

@@ -15,21 +15,14 @@ from ._checks import check_count, finite, flag, positive
 from ._progress import progress_display
 from .catalog import find_method, tuned_method
 from .constraints import Projection
-from .costs import StepCosts
+from .costs import StepCosts, spare_queries, step_costs, steps_paid_for
 from .failures import Failures, Retry
 from .journal import Journal, Recorder, as_journal
 from .method import Method
 from .objective import Objective, check_params
 from .optimizer import Optimizer
 from .result import Iteration, Result
-from .run import (
-    Rules,
-    Run,
-    seed_of_keys,
-    spare_queries,
-    step_costs,
-    steps_paid_for,
-)
+from .run import Rules, Run, seed_of_keys
 from .sampling import Sampler
 from .update import Schedule
 from .workers import check_workers
@@ -106,7 +99,7 @@ def minimize(
     vectorized : bool
         Whether `fun` takes a stack of candidates (q, m, n), or a dict of stacks, and returns q
         losses. q is the number of a step's evaluations, at a line search with those along the
-        line, and 1 for those beside the steps.
+        line, 1 for those beside the steps, and that of points which are evaluated again.
     structured : bool
         Whether `fun` takes a `PerturbedMatrix` P in the place of each array with two axes. It
         supports ``P @ W``, ``W @ P``, ``P.T`` and rows; products with matrices that stay the same
@@ -122,12 +115,14 @@ def minimize(
         iterate.
     project : callable, optional
         Applied to the iterate after each step, after `bounds`.
-    on_failure : {"skip", "retry", "raise"}, Retry or dict, optional
+    on_failure : {"auto", "skip", "retry", "raise"}, Retry or dict, optional
         What to do when a loss or a gradient is not finite, its function raises an exception or
-        returns no number, or a call takes longer than `timeout`: leave the probe out, evaluate it
-        again (`Retry` says how often), or end the run. A dict has the keys ``"non-finite"``
-        (default ``"skip"``), ``"exception"`` (default ``"raise"``) and ``"timeout"`` (default
-        ``"skip"``). An exception carries what was reached in its attribute ``result``.
+        returns no number, or a call takes longer than `timeout`: ``"auto"`` evaluates the point
+        again as long as that has helped by and large, and leaves it out otherwise; ``"skip"``
+        leaves it out, ``"retry"`` or a `Retry` evaluates it again so many times, and ``"raise"``
+        ends the run. A dict has the keys ``"non-finite"`` (default ``"auto"``), ``"exception"``
+        (default ``"raise"``) and ``"timeout"`` (default ``"auto"``). An exception carries what was
+        reached in its attribute ``result``.
     timeout : float, optional
         Seconds after which a call of `fun` has failed. Without `workers` it is made in a thread
         of its own, and goes on in the background if it never ends; a worker is ended.

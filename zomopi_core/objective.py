@@ -208,20 +208,27 @@ class Objective:
         self.calls = 0  # evaluations of F, counted as they begin
 
     def __call__(
-        self, points: Sequence[Any], key: int | None, failure: Callable[..., Any]
+        self,
+        points: Sequence[Any],
+        places: Sequence[int],
+        key: int | None,
+        failure: Callable[[int, Exception], float],
     ) -> Array:
-        """Return the losses of `points`, 1-d; `failure` makes a loss of an exception."""
+        """Return the losses of the points with these numbers, 1-d.
+
+        `failure` makes a loss of a number and its exception.
+        """
         if self.vectorized:
-            self.calls += len(points)
+            self.calls += len(places)
             try:
-                losses = self.call(self.prepared(points), key)
-                return self.checked_stack(losses, len(points))
+                losses = self.call(self.prepared(points, places), key)
+                return self.checked_stack(losses, len(places))
             except Exception as error:
-                return stack_losses([failure(error) for _ in range(len(points))])
+                return stack_losses([failure(i, error) for i in places])
         keywords = {"key": key} if self.takes_key else {}
         losses, fun, calls, plain = [], self._fun, self.calls, True
         try:
-            for point in self.prepared(points):
+            for i, point in zip(places, self.prepared(points, places), strict=True):
                 calls += 1
                 try:
                     loss = fun(point, **keywords) if keywords else fun(point)
@@ -229,19 +236,22 @@ class Objective:
                         # What is no loss should be said before the next, maybe costly, call.
                         loss, plain = scalar_loss(loss), False
                 except Exception as error:
-                    loss, plain = failure(error), False
+                    loss, plain = failure(i, error), False
                 losses.append(loss)
         finally:
             self.calls = calls
         return np.asarray(losses, dtype=np.float64) if plain else join_losses(losses)
 
-    def prepared(self, points: Sequence[Any]) -> Any:
+    def prepared(self, points: Sequence[Any], places: Sequence[int]) -> Any:
         """Return points as the function takes them: one after the other, or as a stack."""
+        some = None if len(places) == len(points) else places
+        if self.vectorized:
+            stack = points.stacked() if isinstance(points, Candidates) else stack_points(points)
+            return stack if some is None else _rows(stack, some)
         if self.structured:
-            return _perturbed(points)
-        if not self.vectorized:
-            return points
-        return points.stacked() if isinstance(points, Candidates) else stack_points(points)
+            made = _perturbed(points)
+            return made if some is None else (p for i, p in enumerate(made) if i in some)
+        return points if some is None else map(points.__getitem__, some)
 
     def call(self, point: Any, key: int | None) -> Any:
         """Return what the function returns for what `prepared` gave."""
@@ -258,6 +268,13 @@ def _perturbed(points: Sequence[Any]) -> Iterable[Any]:
     if isinstance(points, Candidates):
         return points.perturbed()
     return [like_params(p, [unperturbed(x) for x in leaves_of(p)]) for p in points]
+
+
+def _rows(stack: Any, places: Sequence[int]) -> Any:
+    """Return some points of a stack."""
+    arrays = leaves_of(stack)
+    rows = _arrays.namespace(arrays[0]).asarray(list(places), device=_arrays.device(arrays[0]))
+    return like_params(stack, [_arrays.namespace(x).take(x, rows, axis=0) for x in arrays])
 
 
 def stack_points(points: Sequence[Any]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import time
 from array import array
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,34 +11,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _arrays, errors
-from ._journal_file import Row
-from .candidates import Candidates
-from .costs import StepCosts
+from ._journal_rows import mean_of_finite, note_of, read_note
+from .best import Best
+from .costs import CHECKS, queries_per_step, spare_queries, step_costs
 from .draws import step_key
 from .evaluation import Evaluator
 from .failures import Failures
 from .guard import Guard, back_at
-from .journal import Recorder, mean_of_finite, note_of, pack_losses, read_note
-from .losses import replace_losses
-from .method import Method, leaves_of, like_params
+from .journal import Recorder
+from .method import leaves_of, like_params
 from .objective import Objective, check_gradient, takes_key
 from .optimizer import Optimizer
+from .queries import Queries, Single
 from .result import Iteration, Result
 from .workers import parallel_of
 
-# Queries beside the steps: one for x0 and two to check the result. All of them are spent where
-# they are a small part of the budget; below this many steps only that on the best point is.
-CHECKS = 3
-_STEPS_WORTH_CHECKS = 10
 # Noise levels within which two losses, of one evaluation each, are as good as equal.
 _EQUAL = 3.0
-# Further evaluations of a point of a line search that failed.
-_PERSISTENCE = 5
 # A budget of this many steps pays for measuring the noise of the function.
 _NOISE_WORTH = 20
 
 _UNSUCCESSFUL = ("interrupted", "failed", "failures")
-_NO_LOSSES = pack_losses(np.zeros(0))
 
 _MESSAGES = {
     "max_queries": "The budget of evaluations is spent.",
@@ -51,47 +43,6 @@ _MESSAGES = {
     "callback": "The callback asked to stop.",
     "interrupted": "Interrupted from the keyboard; this is what was reached.",
 }
-
-
-class Best:
-    """The lowest loss seen and how to make its point again, without copying parameters.
-
-    No step changes an array in place, so a reference to the iterate and the thin factors of the
-    probe stand for the point.
-    """
-
-    def __init__(self, point: Any) -> None:
-        self.loss = math.inf
-        self.steps = 0  # taken when it was found
-        self._point = point
-        self._candidates: Candidates | None = None
-        self._index = 0
-
-    def offer(self, loss: float, steps: int, point: Any, margin: float = 0.0) -> None:
-        """Take a point if its loss is the lowest within a margin; if finite at all."""
-        if math.isfinite(loss) and loss < self.loss + margin:
-            self.loss, self.steps, self._point, self._candidates = loss, steps, point, None
-
-    def offer_candidates(self, losses: list[float], steps: int, candidates: Candidates) -> None:
-        """Take the lowest loss of a step's points."""
-        lowest = min(filter(math.isfinite, losses), default=math.inf)
-        if lowest < self.loss:
-            self.loss, self.steps, self._point = lowest, steps, None
-            self._candidates, self._index = candidates, losses.index(lowest)
-
-    def correct(self, loss: float) -> None:
-        """Take a second evaluation at the point for its loss."""
-        self.loss = loss if math.isfinite(loss) else math.inf
-
-    @property
-    def base(self) -> Any:
-        """The parameters that are kept for it."""
-        return self._point if self._candidates is None else self._candidates.params
-
-    @property
-    def point(self) -> Any:
-        """The point, made again if it was one of a step's."""
-        return self._point if self._candidates is None else self._candidates[self._index]
 
 
 class Rules(NamedTuple):
@@ -127,7 +78,6 @@ class Run:
         self.seed, self.constrained = seed, constrained
         self.rules, self.recorder = rules, recorder
         self.parallel = parallel_of(workers, objective.call, optimizer, timeout)
-        self._evaluate = Evaluator(objective, failures, timeout=timeout, parallel=self.parallel)
         self.guard = Guard() if guarded and not optimizer.tunes_rate else None
         costs = step_costs(optimizer.method, constrained)
         self.spare = spare_queries(rules.max_queries, costs)
@@ -141,8 +91,11 @@ class Run:
         self.best = best = Best(optimizer.x)
         optimizer.held = lambda: [best.base]
         self._history = array("d")  # five numbers a step; a long run keeps nothing else
-        self.began = time.perf_counter()
-        self._recorded_at: float | None = None  # elapsed time of what was recorded
+        evaluate = Evaluator(objective, failures, timeout=timeout, parallel=self.parallel)
+        most = rules.max_queries
+        # What is kept for checking the result is not spent on what failed.
+        limit = None if most is None else most - self.spare
+        self.queries = Queries(objective, failures, evaluate, limit)
 
     @property
     def per_step(self) -> int:
@@ -161,103 +114,38 @@ class Run:
         return self.per_step > self.optimizer.probe_queries > 0
 
     def evaluate(
-        self, kind: str, points: Any, full_batch: bool = False, count: int | None = None
+        self,
+        kind: str,
+        points: Any,
+        full_batch: bool = False,
+        probes: int | None = None,
+        due: int = 0,
     ) -> tuple[Any, list[float]]:
         """Return the losses of `points`, where they were computed and as numbers.
 
-        What is recorded is not evaluated again. Of the losses the first `count`, by default all,
-        make the loss that is told.
+        Of these the first `probes`, by default all, make the estimate. The budget must pay for the
+        evaluations that are `due` after them.
         """
-        recorder = self.recorder
-        if recorder is None and count is None:
-            losses = self._evaluated(points, full_batch)
-            return losses, self._checked(losses)
-        step = self.optimizer.nit
-        if recorder is not None and (row := recorder.take(kind, step)) is not None:
-            losses = recorder.losses(row, len(points))
-            host = _arrays.to_host(losses).tolist()
-            self._absorb(row, host)
-            return losses, host
-        failed, self._recorded_at = self.failures.count, None
-        losses = self._evaluated(points, full_batch)
-        if recorder is not None:
-            losses = recorder.native(losses)
-        host = self._checked(losses)
-        if count is not None and self.failures.count > failed:
-            losses, host = self._completed(points, losses, host, count, full_batch)
-        if recorder is not None:
-            failed = self.failures.count - failed
-            rate = math.nan if kind else self.optimizer.learning_rate
-            note = note_of(failed=failed, first=self.failures.first) if failed else ""
-            loss, calls = mean_of_finite(host[:count]), self.objective.calls
-            packed = pack_losses(losses)
-            recorder.write(Row(step, kind, calls, loss, rate, self.elapsed, packed, note))
-        return losses, host
-
-    def _completed(
-        self, points: Any, losses: Any, host: list[float], count: int, full_batch: bool
-    ) -> tuple[Any, list[float]]:
-        """Evaluate points beside the probes again that failed, where probes failed, too.
-
-        A hole among the probes costs a part of the step, one along a line all of the search. Where
-        all probes are well, a failure along the line says that it leads too far.
-        """
-        for _ in range(_PERSISTENCE):
-            holes = [i for i in range(count, len(host)) if not math.isfinite(host[i])]
-            if not holes or all(map(math.isfinite, host[:count])):
-                break
-            if self._allowed(len(holes)) < 0:
-                break
-            found = self._evaluated([points[i] for i in holes], full_batch, alone=True)
-            self._checked(found)
-            losses = replace_losses(losses, holes, found)
-            host = _arrays.to_host(losses).tolist()
-        return losses, host
-
-    def _allowed(self, count: int) -> int:
-        """Return the evaluations that the budget pays for beside so many."""
-        most = self.rules.max_queries
-        # What is kept for checking the result is not spent on what failed.
-        return 2**62 if most is None else most - self.objective.calls - count - self.spare
-
-    def _evaluated(self, points: Any, full_batch: bool, alone: bool = False) -> Any:
-        key: int | None = None
+        optimizer, key = self.optimizer, None
         if not full_batch:
-            key = step_key(self.seed, self.optimizer.nit) if self.objective.takes_key else 0
-        recorder = None if alone else self.recorder
-        if self._evaluate.plain and recorder is None:
-            return self.objective(points, key, self.failures.of_exception)
-        return self._evaluate(points, key, recorder, max(0, self._allowed(len(points))))
+            key = step_key(self.seed, optimizer.nit) if self.objective.takes_key else 0
+        rate = math.nan if kind or self.recorder is None else optimizer.learning_rate
+        step = optimizer.nit
+        return self.queries(
+            kind, step, points, key, self.recorder, probes=probes, rate=rate, due=due
+        )
 
-    def _checked(self, losses: Any) -> list[float]:
-        host: list[float] = _arrays.to_host(losses).tolist()
-        if not math.isfinite(sum(host)):  # one test for all in the usual case
-            self.failures.check(host)
-        else:
-            self.failures.in_a_row = 0
-        return host
-
-    def _absorb(self, row: Row, losses: list[float]) -> None:
-        """Take over the counts of a recorded row."""
-        self.failures.follow(losses)
-        self.objective.calls = row.queries
-        self.began, self._recorded_at = time.perf_counter() - row.elapsed, row.elapsed
-        if row.note:
-            self.failures.recall(read_note(row))
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the run began, those of its life before a crash among them."""
-        return time.perf_counter() - self.began
-
-    def evaluate_at(self, kind: str, point: Any, full_batch: bool | None = None) -> float:
+    def evaluate_at(
+        self, kind: str, point: Any, full_batch: bool | None = None, due: int = 0
+    ) -> float:
         """Return the loss at a point, of which the function gets a copy.
 
         A function that was told when all data are wanted is checked on all data, by default.
         """
         if full_batch is None:
             full_batch = self.optimizer.method.takes_full_batches
-        return self.evaluate(kind, [self.optimizer.fresh(point)], full_batch)[1][0]
+        fresh = Single(lambda: self.optimizer.fresh(point))
+        return self.evaluate(kind, fresh, full_batch, due=due)[1][0]
 
     def begin(self) -> None:
         """Evaluate x0 where no step will and the budget pays for it."""
@@ -273,7 +161,7 @@ class Run:
         candidates = optimizer.ask()
         full_batch = candidates.full_batch
         if evaluates_iterate:
-            loss = self.evaluate_at("iterate", optimizer.x, full_batch)
+            loss = self.evaluate_at("iterate", optimizer.x, full_batch, len(candidates))
             self.best.offer(loss, optimizer.nit, optimizer.x)
         losses, host = self.evaluate("", candidates, full_batch, count)
         loss = mean_of_finite(host[:count])
@@ -301,9 +189,8 @@ class Run:
         guard.returned(step)
         if self.parallel is not None:
             self.parallel.renew()
-        if recorder is not None and recorder.take("guard", step) is None:
-            rate, calls = optimizer.learning_rate, self.objective.calls
-            recorder.write(Row(step, "guard", calls, math.nan, rate, self.elapsed, _NO_LOSSES))
+        if recorder is not None:
+            self.queries.mark(recorder, "guard", step, optimizer.learning_rate)
 
     def gradient_step(self) -> None:
         """Take a step along a true gradient; the loss is evaluated at the iterate."""
@@ -321,20 +208,20 @@ class Run:
                 like_params(point, [_arrays.copy(x) for x in leaves_of(point)]), **keywords
             )
         except Exception as error:
-            self.failures.of_exception(error)
-            self.failures.of_gradient(f"{type(error).__name__}: {error}")
+            self.failures.of_gradient(error)
             slope = like_params(point, [x * math.nan for x in leaves_of(point)])
         else:
             slope = check_gradient(slope, point)
             finite = (_arrays.namespace(g).isfinite(g) for g in leaves_of(slope))
-            self.failures.check_gradient(all(bool(_arrays.namespace(f).all(f)) for f in finite))
+            if not all(bool(_arrays.namespace(f).all(f)) for f in finite):
+                self.failures.of_gradient(errors.gradient_not_finite())
         optimizer.descend(slope)
         self.record(loss, rate)
 
     def record(self, loss: float, rate: float) -> None:
         """Add a step to the history."""
-        elapsed = self.elapsed if self._recorded_at is None else self._recorded_at
-        self._history.extend((self.objective.calls, loss, self.best.loss, rate, elapsed))
+        calls, elapsed = self.objective.calls, self.queries.told_at
+        self._history.extend((calls, loss, self.best.loss, rate, elapsed))
 
     def iteration(self) -> Iteration:
         """Return what there is to tell of the last step."""
@@ -362,16 +249,14 @@ class Run:
     def stop(self, status: str) -> str:
         """Record that the run ends, and return why."""
         recorder, step = self.recorder, self.optimizer.nit
-        if recorder is not None and recorder.take("stop", step) is None:
-            calls, note = self.objective.calls, note_of(status=status)
-            recorder.save(step, self.state)
-            recorder.write(
-                Row(step, "stop", calls, math.nan, math.nan, self.elapsed, _NO_LOSSES, note)
-            )
+        if recorder is not None:
+            if not recorder.replays:
+                recorder.save(step, self.state)
+            self.queries.mark(recorder, "stop", step, math.nan, note_of(status=status))
         return status
 
     def _late(self) -> bool:
-        return self.rules.max_time is not None and self.elapsed >= self.rules.max_time
+        return self.rules.max_time is not None and self.queries.elapsed >= self.rules.max_time
 
     def _broken_rule(self) -> str | None:
         nit, rules = self.optimizer.nit, self.rules
@@ -435,7 +320,7 @@ class Run:
             "best": {"loss": best.loss, "steps": best.steps, "point": best.point},
             "history": np.array(self._history).reshape(-1, 5),
             "calls": self.objective.calls,
-            "elapsed": self.elapsed,
+            "elapsed": self.queries.elapsed,
             "failures": failures.state(),
             "guard": None if self.guard is None else self.guard.state(),
         }
@@ -448,7 +333,7 @@ class Run:
         self.best.loss, self.best.steps = best["loss"], best["steps"]
         self._history = array("d", state["history"].reshape(-1).tolist())
         self.objective.calls = state["calls"]
-        self.began = time.perf_counter() - state["elapsed"]
+        self.queries.go_on_from(state["elapsed"])
         self.failures.restore(state["failures"])
         if self.guard is not None:
             self.guard.restore(state["guard"])
@@ -489,43 +374,7 @@ class Run:
         )
 
 
-def queries_per_step(method: Method, constrained: bool) -> int:
-    """Return the queries of a step of `method`.
-
-    Beside the probes, one for the iterate under constraints, unless it is the baseline, and one
-    in a first-order method.
-    """
-    if method.estimator is None:
-        return 1
-    has_baseline = method.estimator.evaluations[0].probe is None
-    return method.evaluations_per_step + (constrained and not has_baseline)
-
-
-def step_costs(method: Method, constrained: bool) -> StepCosts:
-    """Return the queries of the steps of a run."""
-    usual, snapshots = queries_per_step(method, constrained), method.snapshots
-    if snapshots is None:
-        return StepCosts(usual, usual, 1)
-    return StepCosts(usual, queries_per_step(snapshots.method, constrained), snapshots.every)
-
-
-def spare_queries(max_queries: int | None, costs: StepCosts) -> int:
-    """Return the queries that are kept for others than the steps' points."""
-    if max_queries is None or max_queries >= costs.of(_STEPS_WORTH_CHECKS):
-        return CHECKS
-    # One at least: a noisy function's lowest loss is luck until it is evaluated again.
-    return 1 if max_queries > costs.of(1) else 0
-
-
 def seed_of_keys(seed: Any) -> int:
     """Return the seed of a step's keys; 0 for a sampler of one's own that has no seed."""
     seed = getattr(seed, "seed", seed)
     return int(seed) if isinstance(seed, numbers.Integral) and 0 <= int(seed) < 2**64 else 0
-
-
-def steps_paid_for(run_queries: int | None, max_steps: int | None, costs: StepCosts) -> int | None:
-    """Return the number of steps that the budget pays for; None if only time limits the run."""
-    limits = [] if max_steps is None else [max_steps]
-    if run_queries is not None:
-        limits.append(costs.paid_by(run_queries))
-    return min(limits, default=None)

@@ -21,13 +21,15 @@ from typing import Any
 from . import _arrays, errors
 from ._arrays import Array
 from ._checks import check_count
+from ._journal_rows import pack_losses, unpack_loss
 from .evaluation import Parallel
-from .journal import pack_losses, unpack_loss
 from .losses import join_losses, scalar_loss
 from .method import leaves_of
 
 # Bytes of the parameters from which a worker holds them.
 HELD_BYTES = 2**18
+# A process that takes longer to start, beside the time of an evaluation, hangs.
+_START_SECONDS = 60.0
 
 
 def check_workers(workers: Any, stacked: bool, shared: bool, timeout: float | None) -> None:
@@ -82,30 +84,34 @@ class Submitted:
     ) -> None:
         self._executor, self._call, self._like = executor, call, like
         self._timeout = timeout
-        self._pending: dict[Future[Any], tuple[int, float]] = {}
+        self._pending: dict[Future[Any], int] = {}
+        self._heard = 0.0  # when the last evaluation began to wait, or ended
 
     def start(self, number: int, point: Any, index: int | None, key: int | None) -> None:
         """Submit a point."""
         future = self._executor.submit(_answer, self._call, point, key)
-        self._pending[future] = number, time.monotonic()
+        self._pending[future] = number
+        self._heard = time.monotonic()
 
     def finished(self) -> list[tuple[int, Any, BaseException | None]]:
-        """Wait for evaluations to end, or for their time to be up."""
+        """Wait for evaluations to end, or for their time to be up.
+
+        When an evaluation begins only its executor knows, since points may wait for others. Where
+        none has ended for as long as one may take, those that are under way have taken longer.
+        """
         left = None
         if self._timeout is not None:
-            first = min(began for _, began in self._pending.values())
-            left = max(0.0, first + self._timeout - time.monotonic())
+            left = max(0.0, self._heard + self._timeout - time.monotonic())
         done = _first_done(self._pending, left)
+        self._heard = time.monotonic()
         if not done:
-            now = time.monotonic()
-            late = [f for f, (_, t) in self._pending.items() if now - t >= (self._timeout or 0.0)]
-            return [
-                (self._forget(f), None, errors.evaluation_timeout(self._timeout or 0.0))
-                for f in late
-            ]
+            # Not all executors tell what they are at.
+            running = [f for f in self._pending if getattr(f, "running", bool)()]
+            late = errors.evaluation_timeout(self._timeout or 0.0)
+            return [(self._forget(f), None, late) for f in running or list(self._pending)]
         ended: list[tuple[int, Any, BaseException | None]] = []
         for future in done:
-            number = self._pending.pop(future)[0]
+            number = self._pending.pop(future)
             try:
                 packed, error = future.result()
             except Exception as lost:  # the worker died, or what it was sent cannot be sent
@@ -116,7 +122,7 @@ class Submitted:
 
     def _forget(self, future: Future[Any]) -> int:
         future.cancel()
-        return self._pending.pop(future)[0]
+        return self._pending.pop(future)
 
     def discard(self) -> None:
         """Cancel what has not begun, and look at nothing more."""
@@ -160,9 +166,9 @@ class _Worker:
         try:
             self.process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise errors.cannot_send("fun", error) from error
+            raise errors.not_for_workers("fun", error) from error
         theirs.close()
-        self.replica = replica
+        self.ready = False  # whether it has said that it is there
         self.number: int | None = None  # of the evaluation that it makes
         self.began = 0.0
         if replica is not None:
@@ -224,7 +230,7 @@ class WorkerPool:
                 self._bury(worker)
                 continue
             except (pickle.PicklingError, AttributeError, TypeError) as error:
-                raise errors.cannot_send("a point", error) from error
+                raise errors.not_for_workers("a point", error) from error
             worker.number, worker.began = number, time.monotonic()
             self._under_way[number] = point, index, key
 
@@ -236,25 +242,32 @@ class WorkerPool:
         busy = [w for w in self._workers if w.number is not None]
         left = None
         if self._timeout is not None:
-            first = min(w.began for w in busy)
-            left = max(0.0, first + self._timeout - time.monotonic())
+            left = max(0.0, min(map(self._deadline, busy)) - time.monotonic())
         ready = wait_for([w.connection for w in busy], left)
         ended: list[tuple[int, Any, BaseException | None]] = []
         for worker in busy:
             if worker.connection in ready:
                 ended += self._heard(worker)
-            elif self._timeout is not None and (time.monotonic() - worker.began >= self._timeout):
+            elif self._timeout is not None and time.monotonic() >= self._deadline(worker):
                 number = self._released(worker)
                 self._bury(worker)
                 ended.append((number, None, errors.evaluation_timeout(self._timeout)))
         self._assign()
         return ended
 
+    def _deadline(self, worker: _Worker) -> float:
+        """Return when the time of a worker is up; to start is no part of an evaluation."""
+        start = 0.0 if worker.ready else _START_SECONDS
+        return worker.began + start + (self._timeout or 0.0)
+
     def _heard(self, worker: _Worker) -> list[tuple[int, Any, BaseException | None]]:
         try:
             packed, error = worker.connection.recv()
         except (EOFError, ConnectionError, OSError):
             return self._died(worker)
+        if not worker.ready:
+            worker.ready, worker.began = True, time.monotonic()
+            return []
         number = self._released(worker)
         self._deaths.pop(number, None)
         return [(number, None if packed is None else unpack_loss(packed, self._like), error)]
@@ -267,6 +280,9 @@ class WorkerPool:
         self._released(worker)
         self._bury(worker)
         code = worker.process.exitcode
+        if not worker.ready and code == 1:
+            # An exception that was raised before it could say a word, whatever the point.
+            raise errors.worker_not_started()
         self._deaths[number] = self._deaths.get(number, 0) + 1
         if self._deaths[number] > 1:
             del self._deaths[number]
@@ -328,6 +344,7 @@ def _work(connection: Connection, parents: Connection, call: Callable[..., Any])
         parents.close()  # a fork has both ends
     optimizer: Any = None
     with contextlib.suppress(EOFError, KeyboardInterrupt, ConnectionError):
+        connection.send((None, None))  # it is there
         while True:
             kind, *task = connection.recv()
             if kind == "optimizer":

@@ -12,16 +12,16 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from zomopi_core import _arrays
 from zomopi_core._header import check_driver, check_start, check_surroundings
-from zomopi_core._journal_file import JournalFile, Row
-from zomopi_core.journal import (
-    Journal,
-    Recorder,
+from zomopi_core._journal_file import JournalFile
+from zomopi_core._journal_rows import (
+    Row,
     mean_of_finite,
     note_of,
     pack_losses,
     read_note,
     unpack_losses,
 )
+from zomopi_core.journal import Journal, Recorder
 
 from . import _torch_errors as errors
 from ._torch_groups import Carrier

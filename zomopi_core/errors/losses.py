@@ -7,6 +7,16 @@ class NonFiniteLossError(ArithmeticError):
     """A loss was NaN or infinite and ``on_failure`` asked for it to be raised."""
 
 
+def loss_not_finite(loss: float) -> NonFiniteLossError:
+    """Explain that the function returned NaN or infinity, which on_failure forbids."""
+    return NonFiniteLossError(f"fun returned a loss that is not finite: {loss}")
+
+
+def gradient_not_finite() -> NonFiniteLossError:
+    """Explain that a gradient has an entry that is not finite, which on_failure forbids."""
+    return NonFiniteLossError("gradient returned a number that is not finite")
+
+
 def loss_not_scalar(shape: tuple[int, ...]) -> ValueError:
     """Explain that the function returned an array instead of a number."""
     return ValueError(
@@ -101,6 +111,24 @@ def worker_died(code: int | None) -> WorkerDiedError:
     return WorkerDiedError(
         f"two workers died while they evaluated the same point, the last with exit code {code}; "
         'on_failure={"exception": "skip"} leaves such points out'
+    )
+
+
+def worker_not_started() -> RuntimeError:
+    """Explain that a process ended before it evaluated anything."""
+    return RuntimeError(
+        "a worker ended with an exception, printed above, before it could evaluate a point. "
+        "Processes that are not forked begin by importing the script that started them: protect "
+        'what starts a run by `if __name__ == "__main__":`, and define fun in a file'
+    )
+
+
+def not_for_workers(what: str, cause: object) -> TypeError:
+    """Explain that processes of `workers=` cannot get something."""
+    return TypeError(
+        f"{what} cannot be sent to the processes of workers= ({cause}); define it in a module "
+        "that can be imported, or pass workers=ThreadPoolExecutor(n), or, where nothing runs in "
+        'other threads, call multiprocessing.set_start_method("fork") at the beginning'
     )
 
 
