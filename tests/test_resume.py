@@ -192,11 +192,16 @@ class TestSameBits:
         result, _ = broken_and_resumed(tmp_path / "a.zomopi", fun, X0, 20, **options)
         same(result, plain)
 
-    def test_reused_buffers(self, tmp_path):
+    def test_reused_buffers(self, tmp_path, monkeypatch):
+        """In the middle of a step: the points that are left have the bits of a whole stack."""
+        monkeypatch.setattr(evaluation, "SLOW_SECONDS", 0.0)
         options = {"max_queries": 300, "seed": 3, "reuse_buffers": True}
         plain = zo.minimize(loss, X0, **options)
-        result, _ = broken_and_resumed(tmp_path / "a.zomopi", loss, X0, 200, **options)
-        same(result, plain)
+        for at in (5, 50, 200, 203):
+            path = tmp_path / f"{at}.zomopi"
+            result, calls = broken_and_resumed(path, loss, X0, at, **options)
+            same(result, plain)
+            assert calls == plain.nfev + 1
 
     @pytest.mark.parametrize("library", ["numpy", "torch"])
     @pytest.mark.parametrize("snapshots", [True, False])

@@ -145,6 +145,16 @@ class Candidates(Sequence[Any]):
             for point in zip(*leaves_of(self.stacked()), strict=True):
                 yield self._point(list(point))
 
+    def some(self, places: Sequence[int]) -> Iterator[Any]:
+        """Yield the points with these numbers, with the bits that they have among all.
+
+        What is made in a stack may be rounded otherwise than what is made in memory of its own.
+        """
+        if not self._at_once:
+            yield from map(self.__getitem__, places)
+        else:
+            yield from (point for i, point in enumerate(self) if i in places)
+
     def stacked(self) -> Any:
         """Return all points as one array (q, *shape), or as a dict of them.
 

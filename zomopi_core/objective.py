@@ -251,6 +251,8 @@ class Objective:
         if self.structured:
             made = _perturbed(points)
             return made if some is None else (p for i, p in enumerate(made) if i in some)
+        if some is not None and isinstance(points, Candidates):
+            return points.some(some)
         return points if some is None else map(points.__getitem__, some)
 
     def call(self, point: Any, key: int | None) -> Any:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 _WORTH = 0.2
 # Repetitions over which the share is averaged.
 _MEMORY = 32.0
-# What a run begins with: so many repetitions, of which so many succeeded. Fourteen failures in a
-# row make it give up, which by accident happens to one run in 16,000.
+# What a run begins with: so many repetitions, of which so many succeeded. Thirteen failures in a
+# row make it give up, which by accident happens to one run in 8,000.
 _TRIES, _SUCCESSES = 10.0, 5.0
 # Where it is not worth it, one failure of so many is repeated, in case that has changed.
 _TRIAL = 16
