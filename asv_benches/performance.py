@@ -129,8 +129,8 @@ def memory() -> list[dict[str, Any]]:
     return found
 
 
-# What is varied, and its values; in theory the cost of a step grows in proportion. All X together
-# take 64 MiB at least, more than a processor's cache: from there on no size has an advantage.
+# What is varied, and its values. All X together take 64 MiB at least, more than the cache of a
+# processor: from there on no size has an advantage.
 VARIED = {
     "m": [16384, 32768, 65536, 131072],
     "n": [16384, 32768, 65536, 131072],
@@ -165,12 +165,16 @@ def exponents() -> list[dict[str, Any]]:
         steps = [one_step(**(sizes | {name: value})) for value in values]
         seconds = interleaved_seconds(steps, 7).min(axis=0)
         slope = np.polyfit(np.log(values), np.log(seconds), 1)[0]
+        # The points and the next iterate make 2N + 1 passes; all else is in proportion.
+        passes = [2 * v + 1 if name == "N" else v for v in values]
+        theory = np.polyfit(np.log(values), np.log(passes), 1)[0]
         found.append(
             {
                 "varied": name,
                 "values": values,
                 "ms": [round(1e3 * float(s), 2) for s in seconds],
                 "exponent": float(slope),
+                "theory": float(theory),
             }
         )
         del steps

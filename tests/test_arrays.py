@@ -30,6 +30,7 @@ def how(request, monkeypatch):
     if request.param != "as it is":
         monkeypatch.setattr(products, "_SHARED_PRODUCT", 0)
         monkeypatch.setattr(products, "_BLOCK", 16)
+        monkeypatch.setattr(products, "_LEAST_ROWS", 1)
     if request.param == "blocks without SciPy":
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     products._blas_product.cache_clear()
@@ -261,3 +262,28 @@ class TestMemory:
             assert np.shares_memory(lent, x)
         else:
             assert lent is x
+
+
+class TestRowBlocks:
+    def test_cover_all_rows_once(self):
+        for rows, columns, least in ((7, 3, 1), (1000, 2**18, 1), (1030, 2**20, 512), (1, 1, 9)):
+            blocks = list(_arrays.row_blocks(rows, columns, least))
+            assert [i for b in blocks for i in range(b.start, b.stop)] == list(range(rows))
+
+    def test_wide_matrices_are_not_cut_into_slivers(self):
+        """Each block reads the whole right factor."""
+        assert len(list(_arrays.row_blocks(1024, 2**17, 512))) == 2
+        assert len(list(_arrays.row_blocks(1024, 2**17))) == 128
+
+    @pytest.mark.parametrize("place", ["new", "other", "same"])
+    def test_wide(self, make_backend, place, monkeypatch):
+        monkeypatch.setattr(products, "_BLOCK", 64)
+        monkeypatch.setattr(products, "_SHARED_PRODUCT", 0)
+        monkeypatch.setattr(products, "_LEAST_ROWS", 3)
+        rng = np.random.default_rng(0)
+        x, a, c = (rng.standard_normal(s) for s in ((8, 50), (8, 2), (2, 50)))
+        for name in ("numpy", "torch"):
+            given, *factors = (make_backend(name).array(v) for v in (x, a, c))
+            out = {"new": None, "other": _arrays.empty_like(given), "same": given}[place]
+            found = _arrays.low_rank_update(given, *factors, 0.5, out=out)
+            np.testing.assert_allclose(make_backend(name).numpy(found), x + 0.5 * a @ c)

@@ -16,11 +16,14 @@ from .namespaces import Array, device, library, namespace, size
 
 # Entries of a block of rows: its product is still in a processor's cache when it is added.
 _BLOCK = 2**20
+# Rows to which BLAS adds at a time, at least: each block reads all of the right factor, which for
+# 1024 x 131072 and eight rows took three times as long as this.
+_LEAST_ROWS = 512
 
 
-def row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Yield the rows of a matrix in parts of up to a million entries."""
-    step = max(1, _BLOCK // max(1, columns))
+def row_blocks(rows: int, columns: int, least: int = 1) -> Iterator[slice]:
+    """Yield the rows of a matrix in parts of up to a million entries, or of `least` rows."""
+    step = max(least, _BLOCK // max(1, columns))
     return (slice(begin, min(begin + step, rows)) for begin in range(0, rows, step))
 
 
@@ -181,8 +184,9 @@ def _update_numpy(
     if gemm is None:
         left, right = _scaled_factors(left, right, scale)
     factors = (f.reshape(-1, *f.shape[-2:]) for f in (left, right))
+    least = 1 if gemm is None else _LEAST_ROWS  # BLAS makes no temporary array
     for old, new, a, c in zip(x.reshape(shape), out.reshape(shape), *factors, strict=True):
-        for rows in row_blocks(*old.shape):
+        for rows in row_blocks(old.shape[0], old.shape[1], least):
             if gemm is None:
                 _add_product(old[rows], a[rows], c, keep, new[rows])
             else:
@@ -242,7 +246,7 @@ def _update_torch(
             # addmm copies x first: by blocks, the copy is in the cache when it is added to.
             out = torch.empty(x.shape, dtype=x.dtype) if out is None else out
             old, new = x.reshape(shape[1:]), out.view(shape[1:])
-            for rows in row_blocks(*old.shape):
+            for rows in row_blocks(old.shape[0], old.shape[1], _LEAST_ROWS):
                 torch.addmm(old[rows], left[0][rows], right[0], out=new[rows])
             return out
         else:
