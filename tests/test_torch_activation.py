@@ -73,6 +73,13 @@ class TestFrames:
         assert weight.rule.subspace.side == "left"
         assert spans(weight.state.frame, x) > 1 - 1e-12
 
+    @pytest.mark.parametrize("product", [torch.mm, torch.matmul, torch.Tensor.mm])
+    def test_of_a_plain_product_are_on_the_left(self, product):
+        weight, x = nn.Parameter(torch.ones(24, 5, dtype=torch.float64)), low_rank_inputs()
+        optimizer = ZOMOPI([weight], lr=0.1, rank=4, sketch="activation")
+        optimizer.step(lambda: product(x, weight).pow(2).mean())
+        assert spans(optimizer._leaves[0].state.frame, x) > 1 - 1e-12
+
     def test_other_layers_keep_their_subspaces(self):
         class Model(nn.Module):
             def __init__(self):

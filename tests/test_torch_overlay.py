@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import inspect
 import io
+import itertools
 import shutil
 import warnings
 
@@ -300,6 +301,26 @@ class TestWeights:
         optimizer.step(objective(model))
         optimizer.detach()
         assert not model._load_state_dict_post_hooks
+
+    def test_another_optimizer_of_the_same_model(self):
+        """Made anew, as in a notebook: both act in the model until they are merged."""
+        model = network()
+        x, outputs = data()[0], []
+        first = ZOMOPI(model, lr=0.5, binding="overlay", seed=1)
+        first.step(objective(model))
+        second = ZOMOPI(model, lr=0.5, binding="overlay", seed=2)
+        with torch.no_grad():
+            for optimizer in (None, second, second):
+                if optimizer is not None:
+                    optimizer.step(objective(model))
+                outputs.append(model(x))
+            for one, other in itertools.pairwise(outputs):
+                assert not torch.allclose(one, other, atol=1e-3)
+            second.detach()
+            torch.testing.assert_close(model(x), outputs[-1])
+            first.detach()
+            torch.testing.assert_close(model(x), outputs[-1])
+        assert "forward" not in model.__dict__
 
     def test_detached_models_are_plain_again(self):
         model = network()

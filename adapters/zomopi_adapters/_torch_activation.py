@@ -135,4 +135,6 @@ _PLACES: dict[Any, tuple[int, int, str]] = {
     torch.matmul: (0, 1, "left"),
     Tensor.matmul: (0, 1, "left"),
     Tensor.__matmul__: (0, 1, "left"),
+    torch.mm: (0, 1, "left"),
+    Tensor.mm: (0, 1, "left"),
 }

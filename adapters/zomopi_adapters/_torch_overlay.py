@@ -153,10 +153,10 @@ class OverlaidForward:
 
     def __init__(self, model: Any, overlay: Overlay) -> None:
         self.__wrapped__ = model.forward  # by which its signature is found
-        self._model, self._overlay = model, overlay
+        self._model, self.overlay = model, overlay
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._overlay.on():
+        with self.overlay.on():
             return self.__wrapped__(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

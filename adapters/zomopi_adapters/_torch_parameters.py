@@ -104,8 +104,8 @@ class Parameters:
 
     @property
     def _is_wrapped(self) -> bool:
-        model = self.model
-        return model is not None and isinstance(model.__dict__.get("forward"), OverlaidForward)
+        forward = None if self.model is None else self.model.__dict__.get("forward")
+        return isinstance(forward, OverlaidForward) and forward.overlay is self.overlay
 
     def _wrap(self) -> None:
         """Let the model act as trained outside of the steps, too, where it is overlaid."""
