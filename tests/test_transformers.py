@@ -189,8 +189,8 @@ class TestTrainer:
             ZeroOrderTrainer(tiny(), arguments)
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+def load(name, folder=EXAMPLES):
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -288,22 +288,23 @@ class TestSuperGlue:
         assert (tmp_path / "run" / "model.safetensors").exists()
 
 
+def tiny_encoder():
+    """Stand for the pretrained MiniLM."""
+    _, pairs = load("finetune_minilm").docstrings(3, 40)
+    tokenizer = word_tokenizer(None, [text for text, _ in pairs])
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=64, max_position_embeddings=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return transformers.BertModel(config), tokenizer
+
+
 class TestMiniLM:
     def test_runs_end_to_end(self, tmp_path, capsys):
         """The example with a tiny encoder in the place of the pretrained one."""
         pytest.importorskip("matplotlib")
         module = load("finetune_minilm")
-
-        def tiny_encoder():
-            _, pairs = module.docstrings(3, 40)
-            tokenizer = word_tokenizer(None, [text for text, _ in pairs])
-            config = transformers.BertConfig(
-                vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1,
-                num_attention_heads=2, intermediate_size=64, max_position_embeddings=32,
-            )  # fmt: skip
-            torch.manual_seed(0)
-            return transformers.BertModel(config), tokenizer
-
         curves = module.main(
             ["--forwards", "24", "--classes", "3", "--batch", "8", "--methods", *module.METHODS,
              "--plot", str(tmp_path / "curve.png")],
@@ -316,3 +317,17 @@ class TestMiniLM:
             assert curve[0] == next(iter(curves.values()))[0]
         assert (tmp_path / "curve.png").stat().st_size > 1000
         assert "held-out accuracy" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(("sketch", "scaling"), [("activation", "layer"), ("random", "joint")])
+    def test_screening_with_exact_slopes(self, sketch, scaling, capsys):
+        """With many probes and texts a step is nearly one along the gradient in the frame."""
+        rate = {"joint": "2.0", "layer": "0.05"}[scaling]
+        found = load("minilm_slopes", EXAMPLES.parents[1] / "tools").main(
+            ["--scaling", scaling, "--sketch", sketch, "--classes", "3", "--batch", "64",
+             "--rank", "8", "--directions", "4", "--probes", "512", "--forwards", "3072",
+             "--lr", rate],
+            load=tiny_encoder,
+        )  # fmt: skip
+        assert len(found) == 4
+        assert found[-1][0] < found[0][0] - 0.01
+        assert "loss / accuracy" in capsys.readouterr().out
