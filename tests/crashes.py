@@ -222,7 +222,7 @@ if __name__ == "__main__":
     began = time.perf_counter()
     if sys.argv[1] == "kills":
         kills, runs = kill_at_random(int(sys.argv[2]))
-        slow, _ = kill_at_random(max(1, kills // 20), seed=1, seconds=0.011, queries=60)
+        slow, _ = kill_at_random(max(1, kills // 20), seed=1, seconds=0.022, queries=60)
         print(
             f"{kills} kills of {runs} runs, {slow} of slow ones: the same bits, nothing repeated"
         )

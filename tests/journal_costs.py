@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 import tracemalloc
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import zomopi_core as zo
+from zomopi_core.journal import Recorder
 
 X0 = np.zeros((6, 4))
 
@@ -48,6 +50,54 @@ def per_step(fun, steps, repeats, clock=time.perf_counter, **options):
     return min(plain), min(kept)
 
 
+class Busy:
+    """Takes a time by the clock, whatever else the machine does meanwhile."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __call__(self, x):
+        end = time.perf_counter() + self.seconds
+        value = loss(x)
+        while time.perf_counter() < end:
+            pass
+        return value
+
+
+def writing_time(fun, steps):
+    """Return the median seconds, by the clock, that a step spends in recording.
+
+    What else a machine does between two readings of the clock seldom falls into this short time.
+    """
+    spent, marks = [0.0], []
+
+    def timed(function):
+        @functools.wraps(function)
+        def call(*arguments):
+            began = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                spent[0] += time.perf_counter() - began
+
+        return call
+
+    verbs = ("take", "known", "native", "write", "write_probe", "after_step")
+    originals = {name: getattr(Recorder, name) for name in verbs}
+    method = zo.mezo(learning_rate=1e-3)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = zo.Journal(Path(folder) / "a.zomopi", snapshots=False)
+        try:
+            for name, function in originals.items():
+                setattr(Recorder, name, timed(function))
+            options = {"method": method, "max_steps": steps, "journal": journal}
+            zo.minimize(fun, X0, callback=lambda i: marks.append(spent[0]), **options)
+        finally:
+            for name, function in originals.items():
+                setattr(Recorder, name, function)
+    return float(np.median(np.diff(marks)))
+
+
 def growth(steps):
     """Return the bytes that a long run allocates per step, and how much its steps slow down.
 
@@ -78,6 +128,14 @@ if __name__ == "__main__":
     ):
         plain, kept = per_step(fun, steps, repeats, **options)
         print(f"{name}: {1e6 * (kept - plain):.0f} us a step more than {1e6 * plain:.0f} us")
+    for name, fun, part in (
+        ("a fast function", loss, None),
+        ("10 ms twice a step", Busy(0.010), 0.020),
+        ("20 ms twice a step", Busy(0.020), 0.040),
+    ):
+        took = writing_time(fun, 100)
+        share = "" if part is None else f", {took / part:.2%} of it"
+        print(f"{name}, by the clock: {1e6 * took:.0f} us a step are spent in recording{share}")
     _, quarters, size = growth(100_000)
     print(f"100,000 steps: quarters take {np.round(quarters, 1)} s, the journal {size:,} bytes")
     tracemalloc.start()

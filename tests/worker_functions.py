@@ -56,7 +56,7 @@ def hang():
 
 
 def pause():
-    time.sleep(0.015)
+    time.sleep(0.025)
 
 
 def mine(x):

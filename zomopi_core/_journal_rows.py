@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +71,11 @@ def pack_losses(losses: Array) -> bytes:
         return _HOST + losses.astype(np.float64, copy=False).tobytes()
     host = _arrays.to_host(losses)
     return (_SINGLE if host.dtype == np.float32 else _DOUBLE) + host.tobytes()
+
+
+def pack_loss(loss: float) -> bytes:
+    """Return what `pack_losses` does for one loss of the host."""
+    return _HOST + struct.pack("=d", loss)
 
 
 def unpack_losses(packed: bytes, like: Array) -> Array:
