@@ -55,6 +55,10 @@ def perturb(
     >>> len(points), points[0].shape
     (6, (4, 4))
     """
+    if not isinstance(method, Method):
+        raise errors.wrong_method(method)
+    for given in (params,) if snapshot is None else (params, snapshot):
+        _check_leaves(given, len(probes))
     return Candidates(method.finite_difference, params, probes, snapshot)
 
 
@@ -83,8 +87,17 @@ def apply_step(params: Params, step: tuple[Change, ...]) -> Any:
     >>> round(float(np.linalg.norm(zo.apply_step(x, step), 2)), 6)
     0.1
     """
+    _check_leaves(params, len(step))
+    return like_params(params, ArrayBinding().apply(leaves_of(params), step))
+
+
+def _check_leaves(params: Any, count: int) -> None:
+    """Raise unless parameters are so many arrays."""
     arrays = leaves_of(params)
-    return like_params(params, ArrayBinding().apply(arrays, step))
+    if not arrays or not all(map(_arrays.is_array, arrays)):
+        raise errors.wrong_parameters(params, "params")
+    if len(arrays) != count:
+        raise errors.other_number_of_arrays(len(arrays), count)
 
 
 def check_params(x0: Any) -> Any:

@@ -181,6 +181,8 @@ def race(
     courses = _courses(problems)
     found = entries(_default_methods() if methods is None else methods)
     header = _header(budget, backend, device)
+    if file is not None and not Path(file).name:
+        raise errors.no_file_name(file, "file")
     journal = Journal(None if file is None else Path(file), header)
     jobs = list(_jobs(courses, found, chosen, budget, backend, device, journal.runs))
     if workers > 1:

@@ -65,9 +65,9 @@ def other_run(detail: str) -> JournalError:
     )
 
 
-def no_file_name(path: object) -> ValueError:
+def no_file_name(path: object, name: str = "journal") -> ValueError:
     """Explain that a path names no file."""
-    return ValueError(f"journal must be the path of a file, got {path!r}; add the file's name")
+    return ValueError(f"{name} must be the path of a file, got {path!r}; add the file's name")
 
 
 def no_folder(path: Path) -> JournalError:

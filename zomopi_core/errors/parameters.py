@@ -9,11 +9,19 @@ class PrecisionWarning(UserWarning):
     """A probe is too small to be seen in the floating-point format of the parameters."""
 
 
-def wrong_parameters(value: object) -> TypeError:
-    """Explain that `x0` is neither an array nor a dict of arrays."""
+def other_number_of_arrays(found: int, wanted: int) -> ValueError:
+    """Explain that parameters do not belong to what a method returned for others."""
+    return ValueError(
+        f"params holds {found} arrays, and the probes or the step were made for {wanted}; pass "
+        "those of the same parameters"
+    )
+
+
+def wrong_parameters(value: object, name: str = "x0") -> TypeError:
+    """Explain that parameters are neither an array nor a dict of arrays."""
     return TypeError(
-        f"x0 must be an array or a dict of arrays, got {type(value).__name__}; pass a list or a "
-        "number as numpy.asarray(x0, dtype=float), other containers as a dict name -> array"
+        f"{name} must be an array or a dict of arrays, got {type(value).__name__}; pass a list or "
+        f"a number as numpy.asarray({name}, dtype=float), other containers as a dict name -> array"
     )
 
 
