@@ -201,14 +201,8 @@ def test_scipy():
             attempt(lambda: scipy.zo_mopi(**needed | {argument: value}))  # noqa: B023
 
 
-@pytest.mark.parametrize("solver", ["poem", "scipy-lbfgsb"])
-def test_other_solvers(solver):
-    """Solvers of races, which are given what a race was given."""
+def test_other_solvers():
+    """Names of the solvers that races know beside the methods."""
     outsiders = pytest.importorskip("zomopi_adapters.outsiders")
     for value in WRONG:
-        attempt(lambda: outsiders.find(value))  # noqa: B023
-    try:
-        _, solve = outsiders.find(solver)
-    except (ImportError, ValueError):
-        pytest.skip(f"{solver} is not installed")
-    solve(fun, X0, 20, 0)
+        assert attempt(lambda: outsiders.find(value)) is None  # noqa: B023

@@ -1,12 +1,15 @@
 """The file of a journal, its lock and its snapshots: what is refused, and what costs what."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -30,6 +33,27 @@ def recorded(path, **options):
 
 def rows_of(path):
     return [row for _, row in _journal_file.read_journal(path)[1]]
+
+
+@pytest.fixture
+def nobody():
+    """A folder, and a context in which permissions count, whoever runs the tests."""
+    superuser = os.geteuid() == 0
+
+    @contextlib.contextmanager
+    def nobody():
+        if superuser:
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            if superuser:
+                os.seteuid(0)
+
+    with tempfile.TemporaryDirectory() as folder:
+        if superuser:
+            os.chown(folder, 65534, -1)
+        yield Path(folder), nobody
 
 
 class TestRecording:
@@ -277,6 +301,57 @@ class TestPaths:
         recorded(tmp_path / "a.zomopi")
         with pytest.raises(ValueError, match="step must be an integer of at least 0"):
             zo.replay(tmp_path / "a.zomopi", step=step)
+
+    def test_another_folder_during_the_run(self, tmp_path, monkeypatch):
+        """A path is that of the folder in which the run began."""
+        (tmp_path / "there").mkdir()
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "there")
+
+        def move(iteration):
+            if iteration.step == 5:
+                os.chdir(tmp_path / "elsewhere")
+
+        recorded(zo.Journal("a.zomopi", snapshot_steps=3), callback=move)
+        assert not list((tmp_path / "elsewhere").iterdir())
+        assert len(list((tmp_path / "there").iterdir())) == 4
+        os.chdir(tmp_path / "there")
+        assert zo.resume("a.zomopi", None.__eq__).success
+
+    @pytest.mark.parametrize("replaced", [False, True])
+    def test_removed_during_the_run(self, tmp_path, replaced):
+        path = tmp_path / "a.zomopi"
+
+        def remove(iteration):
+            if iteration.step == 5:
+                path.unlink()
+                if replaced:
+                    path.write_text("another")
+
+        with pytest.warns(zo.JournalWarning, match="removed or replaced while the run wrote it"):
+            assert recorded(path, callback=remove).success
+        assert path.exists() == replaced
+
+    def test_no_permission(self, nobody):
+        folder, as_nobody = nobody
+        path = folder / "a.zomopi"
+        with as_nobody():
+            recorded(path)
+            before = path.read_bytes()
+            for mode in (0o400, 0):
+                path.chmod(mode)
+                with pytest.raises(zo.JournalError, match=r"cannot be written: .*denied"):
+                    zo.resume(path, None.__eq__)
+            with pytest.raises(zo.JournalError, match=r"cannot be read .*denied"):
+                zo.replay(path)
+            path.chmod(0o600)
+            assert path.read_bytes() == before
+            folder.chmod(0o500)
+            for call in (lambda: recorded(folder / "b.zomopi"), lambda: zo.resume(path, len)):
+                with pytest.raises(zo.JournalError, match=r"cannot be written: .*denied"):
+                    call()
+            assert np.all(np.isfinite(zo.replay(path)))
+            folder.chmod(0o700)
 
     def test_copied_while_it_is_written(self, tmp_path):
         """With all files of its name, the copy is a journal up to the last step."""

@@ -66,6 +66,12 @@ class JournalFile:
         self.path, self.durable = path, durable
         self._owner = os.getpid()
         _check_exists(path)
+        try:
+            os.close(os.open(path, os.O_RDWR))
+        except PermissionError as error:
+            raise errors.journal_not_writable(path, error) from error
+        except OSError:  # a folder, say: `_connect` tells what is wrong with it
+            pass
         self._lock = _locked(path)
         try:
             self._connection = _connect(path, write=True)
@@ -77,6 +83,7 @@ class JournalFile:
             raise
         self._id, self._last = 0, self._checksum
         self._writes = False
+        self._stat = os.stat(path)
 
     def rows(self) -> Iterator[tuple[int, Row]]:
         """Yield the rows and their numbers; writing goes on behind the last of them."""
@@ -124,6 +131,16 @@ class JournalFile:
         number = self._id + 1
         values = position, number, loss, _probe_checksum(self._last, number, position, loss)
         self._connection.execute("INSERT OR REPLACE INTO probe VALUES (?, ?, ?, ?)", values)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file is still the one under its name; of no interest to a fork."""
+        if self._owner != os.getpid():
+            return True
+        try:
+            return os.path.samestat(os.stat(self.path), self._stat)
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Bring all into the one file, which can then be copied or read from anywhere."""
@@ -240,9 +257,13 @@ def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
     _check_exists(path)
     if not path.is_file():
         raise errors.not_a_journal(path, "it is not a file")
-    with open(path, "rb") as file:
-        if file.read(16) != b"SQLite format 3\0":
-            raise errors.not_a_journal(path, "it is no SQLite database")
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(16)
+    except OSError as error:
+        raise errors.not_a_journal(path, str(error)) from error
+    if beginning != b"SQLite format 3\0":
+        raise errors.not_a_journal(path, "it is no SQLite database")
     with _explained(path):
         if write:
             connection = _opened(path, "rw")

@@ -337,6 +337,8 @@ class Recorder:
         """Close the file and release its lock."""
         file, self._file = self._file, None
         if file is not None:
+            if not file.is_there:
+                warnings.warn(errors.journal_gone(file.path), errors.JournalWarning, stacklevel=4)
             file.close()
 
 

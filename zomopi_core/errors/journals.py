@@ -92,6 +92,22 @@ def journal_failed(path: object, cause: object) -> JournalError:
     return JournalError(f"{path} cannot be written: {cause}; what is in it can be resumed")
 
 
+def journal_gone(path: object) -> str:
+    """Warn that a run wrote into a file that nobody can open any more."""
+    return (
+        f"{path} was removed or replaced while the run wrote it: what it recorded is lost, its "
+        "result is not"
+    )
+
+
+def journal_not_writable(path: object, cause: object) -> JournalError:
+    """Explain that a run cannot go on in a file that may not be written."""
+    return JournalError(
+        f"{path} cannot be written: {cause}; make it writable to go on with its run. zo.replay "
+        "only reads"
+    )
+
+
 def journal_lost(path: object, cause: object) -> str:
     """Say that the run goes on without its journal."""
     return (
