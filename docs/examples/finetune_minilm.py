@@ -31,11 +31,15 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from zomopi_adapters.torch import ZOMOPI
 
-# The best of the few settings that were tried, see docs/torch.md; nothing is set by hand for
-# ZO-MOPI but the rank.
+# The best of the few settings that were tried, see docs/torch.md. Where the rate is "auto" nothing
+# is set by hand but the rank.
 METHODS: dict[str, dict[str, Any]] = {
     "zo-mopi": {"method": "zo-mopi", "lr": "auto", "rank": 1, "sketch": "activation"},
     "zo-mopi, random sketch": {"method": "zo-mopi", "lr": "auto", "rank": 16},
+    "zo-mopi, rate by hand": {
+        "method": "zo-mopi", "lr": 0.03, "rank": 4, "spectral_rank": 2, "probes": 8,
+        "difference": "leave-one-out", "sketch": "activation",
+    },
     "mezo": {"method": "mezo", "lr": 1e-4},
     "zo-muon": {"method": "zo-muon", "lr": 0.03, "rank": 16, "probes": 4},
 }  # fmt: skip
