@@ -88,10 +88,10 @@ class Evaluator:
             Where slow evaluations are recorded one by one; what it knows is not evaluated.
         """
         objective = self._objective
-        if objective.vectorized and not self._plain:
-            return self._stack(objective.prepared(points, places), places, key)
         if self._plain and (recorder is None or objective.vectorized):
             return objective(points, places, key, self._failures.failed)
+        if objective.vectorized:
+            return self._stack(objective.prepared(points, places), places, key)
         known = {} if recorder is None else recorder.known()
         objective.calls += len(known)
         write = None if recorder is None else recorder.write_probe

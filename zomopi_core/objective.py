@@ -238,18 +238,18 @@ class Objective:
                 return self.checked_stack(losses, len(places))
             except Exception as error:
                 return stack_losses([failure(i, error) for i in places])
-        keywords = {"key": key} if self.takes_key else {}
-        losses, fun, calls, plain = [], self._fun, self.calls, True
+        fun = functools.partial(self._fun, key=key) if self.takes_key else self._fun
+        losses, calls, plain = [], self.calls, True
         try:
-            for i, point in zip(places, self.prepared(points, places), strict=True):
+            for point in self.prepared(points, places):
                 calls += 1
                 try:
-                    loss = fun(point, **keywords) if keywords else fun(point)
+                    loss = fun(point)
                     if type(loss) is not float:
                         # What is no loss should be said before the next, maybe costly, call.
                         loss, plain = scalar_loss(loss), False
                 except Exception as error:
-                    loss, plain = failure(i, error), False
+                    loss, plain = failure(places[len(losses)], error), False
                 losses.append(loss)
         finally:
             self.calls = calls

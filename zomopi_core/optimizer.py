@@ -375,7 +375,8 @@ class Optimizer:
         # behind it.
         before, self._point = self._point, after
         self._asked = None  # and what it held
-        self._stepper.release(before, after, self.held())
+        if self._stepper.releases:
+            self._stepper.release(before, after, self.held())
 
     def descend(self, gradient: Any) -> None:
         """Take a step of a first-order method.

@@ -72,7 +72,8 @@ class Queries:
     @property
     def told_at(self) -> float:
         """Seconds from the beginning to the last evaluation, in the life that made it."""
-        return self.elapsed if self._recorded_at is None else self._recorded_at
+        at = self._recorded_at
+        return time.perf_counter() - self._began if at is None else at
 
     def go_on_from(self, elapsed: float) -> None:
         """Take over the seconds of a life before."""
@@ -85,7 +86,6 @@ class Queries:
         points: Sequence[Any],
         key: int | None,
         recorder: Recorder | None,
-        *,
         probes: int | None = None,
         rate: float = math.nan,
         due: int = 0,

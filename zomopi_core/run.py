@@ -126,14 +126,12 @@ class Run:
         Of these the first `probes`, by default all, make the estimate. The budget must pay for the
         evaluations that are `due` after them.
         """
-        optimizer, key = self.optimizer, None
-        if not full_batch:
-            key = step_key(self.seed, optimizer.nit) if self.objective.takes_key else 0
-        rate = math.nan if kind or self.recorder is None else optimizer.learning_rate
+        optimizer, recorder, key = self.optimizer, self.recorder, None
         step = optimizer.nit
-        return self.queries(
-            kind, step, points, key, self.recorder, probes=probes, rate=rate, due=due
-        )
+        if not full_batch:
+            key = step_key(self.seed, step) if self.objective.takes_key else 0
+        rate = math.nan if kind or recorder is None else optimizer.learning_rate
+        return self.queries(kind, step, points, key, recorder, probes, rate, due)
 
     def evaluate_at(
         self, kind: str, point: Any, full_batch: bool | None = None, due: int = 0
@@ -164,20 +162,21 @@ class Run:
             loss = self.evaluate_at("iterate", optimizer.x, full_batch, len(candidates))
             self.best.offer(loss, optimizer.nit, optimizer.x)
         losses, host = self.evaluate("", candidates, full_batch, count)
-        loss = mean_of_finite(host[:count])
+        told = host if count is None else host[:count]
+        loss, best = mean_of_finite(told), self.best
         if not self.constrained:
             whole = math.isfinite(loss if count is None else sum(host))
             lowest = min(host) if whole else -math.inf
-            if lowest < self.best.loss:
-                self.best.offer_candidates(host, optimizer.nit + 1, candidates)
+            if lowest < best.loss:
+                best.offer_candidates(host, optimizer.nit + 1, candidates)
         elif not evaluates_iterate:  # the baseline is the iterate
-            self.best.offer(host[0], optimizer.nit, optimizer.x)
+            best.offer(host[0], optimizer.nit, optimizer.x)
         optimizer._take_step(losses)  # what the objective returned is checked
         if self.parallel is not None:
             self.parallel.advance(losses)
         self.record(loss, rate)
         guard = self.guard
-        if guard is not None and guard.diverged(host[:count], loss, self.best.loss):
+        if guard is not None and guard.diverged(told, loss, best.loss):
             self._go_back(guard)
 
     def _go_back(self, guard: Guard) -> None:
@@ -234,7 +233,7 @@ class Run:
         status = self._broken_rule()
         recorder = self.recorder
         if recorder is None:
-            return status or ("max_time" if self._late() else None)
+            return "max_time" if status is None and self._late() else status
         if status is None and recorder.replays:  # of time and callback only the outcome is known
             row = recorder.peek()
             if row is None or row.kind != "stop":

@@ -63,6 +63,8 @@ class Stepper:
         self._draws = method.draws_in_update
         self._like = start.state.started
         self._may_be_traced = not self._draws or start.state.random.can_be_traced
+        #: whether iterates are left to be taken back; with a projection they may belong to that
+        self.releases = binding.reuse_buffers and project is None
         self.forget_rates()
         self._compile()
 
@@ -185,9 +187,11 @@ class Stepper:
             if bool(method.has_estimate(state, coefficients)):
                 snapshot = Snapshot(point.params, state.step)
         rates = self.rates(point)[0]
-        new, step = advance(self._given(state), coefficients, asked.probes, rates)
-        params = self._iterate(point, step, verdict)
-        after, direction = self._counted(state, new), point.direction
+        given = self._given(state) if self._traced else state
+        after, step = advance(given, coefficients, asked.probes, rates)
+        if self._traced:
+            after = _counted(state, after)
+        params, direction = self._iterate(point, step, verdict), point.direction
         best = point.params if verdict.best else point.best
         if tuning is None:
             best = params
@@ -231,44 +235,41 @@ class Stepper:
     def descend(self, point: Point, gradient: Any) -> Point:
         """Return the next point of a first-order method."""
         gradient, state = check_gradient(gradient, point.params), point.state
-        new, step = self._descend(self._given(state), gradient, self.rates(point)[0])
+        given = self._given(state) if self._traced else state
+        after, step = self._descend(given, gradient, self.rates(point)[0])
+        if self._traced:
+            after = _counted(state, after)
         params = self._iterate(point, step, USABLE)
-        return point._replace(params=params, state=self._counted(state, new), best=params)
+        return point._replace(params=params, state=after, best=params)
 
     def _given(self, state: State) -> State:
-        """Return a state for what may be compiled.
+        """Return a state for what was compiled.
 
         The probes are given, so that no sampler is needed: runs that differ in their seeds alone
         share what was compiled.
         """
-        return state._replace(random=None) if self._traced and not self._draws else state
-
-    def _counted(self, before: State, after: State) -> State:
-        """Return a state whose number is an integer of the host, whatever was compiled."""
-        if not self._traced:
-            return after
-        return State(before.step + 1, after.started, after.leaves, before.random)
+        return state if self._draws else state._replace(random=None)
 
     def _iterate(self, point: Point, step: tuple[Change, ...], verdict: Verdict) -> Any:
         """Return the parameters after a step, or the best ones."""
         before = point.params
         if verdict.retreat:
             params = before if verdict.best else point.best
+            arrays = leaves_of(params)
         else:
-            params = like_params(before, self.binding.apply(leaves_of(before), step))
+            arrays = self.binding.apply(leaves_of(before), step)
+            params = like_params(before, arrays)
         if self.project is not None:
             return self.project(params)
-        for x in leaves_of(params):
+        for x in arrays:
             _arrays.freeze(x)
         return params
 
     def release(self, before: Point, after: Point, held: list[Any]) -> None:
         """Take back the memory of an iterate that was left, unless somebody still needs it."""
-        # With a projection the array may belong to that.
-        if self.binding.reuse_buffers and self.project is None:
-            held = [after.params, after.best, *held]
-            held += [] if after.snapshot is None else [after.snapshot.params]
-            self.binding.release(leaves_of(before.params), held)
+        held = [after.params, after.best, *held]
+        held += [] if after.snapshot is None else [after.snapshot.params]
+        self.binding.release(leaves_of(before.params), held)
 
     def _direction(self, state: State, step: tuple[Change, ...]) -> tuple[Change, ...]:
         """Return the step for rate 1, nothing where the rate is given."""
@@ -288,6 +289,11 @@ def _along(plan: Plan, point: Point) -> tuple[Change, ...]:
         change if group == plan.group else change._replace(scale=0.0 * change.scale)
         for group, change in zip(point.tuning.balance.groups, point.direction, strict=True)
     )
+
+
+def _counted(before: State, after: State) -> State:
+    """Return a state that was compiled code's with an integer of the host for its number."""
+    return State(before.step + 1, after.started, after.leaves, before.random)
 
 
 # Half of the entries: a Gaussian probe whose standard deviation is below 0.7 units in the last
