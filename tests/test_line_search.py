@@ -143,6 +143,32 @@ class TestParabola:
         # one step cannot tell slope from curvature
         assert Parabola().add([0.0, 1.0], [1.0, 0.5]).solve() == (0.0, 0.0)
 
+    def test_errors(self):
+        """Of least squares with a known F(0): roots of s^2 times the inverse's diagonal."""
+        steps = [0.0, 0.5, 1.0, 2.0]
+        design = np.array([[-a, 0.5 * a * a] for a in steps[1:]])
+        expected = 0.3 * np.sqrt(np.diag(np.linalg.inv(design.T @ design)))
+        assert Parabola().add(steps, [0.0] * 4).errors(0.3) == pytest.approx(tuple(expected))
+        assert Parabola().errors(0.3) == (math.inf, math.inf)
+        assert Parabola().add([0.0, 1.0], [1.0, 0.5]).errors(0.3) == (math.inf, math.inf)
+
+    @pytest.mark.parametrize(
+        ("slope", "curvature", "expected"),
+        [
+            (2.0, 4.0, 0.5),
+            (-2.0, 4.0, -0.5),
+            (0.01, 0.02, math.nan),
+            (2.0, 0.02, math.inf),
+            (2.0, -4.0, math.inf),
+            (-2.0, -4.0, 0.0),
+        ],
+    )
+    def test_minimum_of_what_stands_out(self, slope, curvature, expected):
+        """For these steps the standard errors are 1.5 and 1.8 times the noise."""
+        steps = [0.0, 0.5, 1.0, 1.5, 2.0]
+        fit = Parabola().add(steps, [-slope * a + 0.5 * curvature * a * a for a in steps])
+        assert fit.minimum(0.1) == pytest.approx(expected, nan_ok=True)
+
     def test_holds_the_longest_steps(self):
         steps = [0.0, 0.5e40, 1e40, 3.2e41]
         fit = Parabola().add(steps, [(a / 1e40 - 1.0) ** 2 for a in steps])
@@ -161,7 +187,7 @@ class TestLineModel:
         assert model.parabola.solve() == pytest.approx((3.0 * 0.75, 3.0), rel=1e-9)
         assert model.reach == 0.5
 
-    @pytest.mark.parametrize("noise", [0.6, 6.0])
+    @pytest.mark.parametrize("noise", [0.3, 1.0])
     def test_hidden_values_are_fitted(self, noise):
         """Without any noise in them the fit is exact, whatever was told."""
         model = LineModel()
@@ -169,6 +195,11 @@ class TestLineModel:
             losses = [parabola(0.75)(a) for a in self.STEPS]
             model, minimum = model.minimum(self.STEPS, losses, 1.0, noise)
             assert minimum == pytest.approx(0.75, rel=1e-9)
+
+    def test_what_cannot_be_told_changes_nothing(self):
+        losses = [parabola(0.75)(a) for a in self.STEPS]
+        model, minimum = LineModel().minimum(self.STEPS, losses, 1.0, 6.0)
+        assert (minimum, model.hidden) == (1.0, True)
 
     @pytest.mark.parametrize(
         ("noise", "expected"),
@@ -185,12 +216,17 @@ class TestLineModel:
         seen, minimum = LineModel().minimum(self.STEPS, self.FALLING, 1.0, 0.5)
         assert (seen.reach, minimum) == (0.5, math.inf)
         unseen, minimum = LineModel().minimum(self.STEPS, self.FALLING, 1.0, 1.0)
-        assert (unseen.reach, minimum) == (2.0, math.inf)
+        assert (unseen.reach, minimum) == (2.0, 1.0)
         assert unseen.distance(1.0, 1.0) == 2.0
+        # else the least step, a part of the distance, would grow where F is flat
+        assert unseen.distance(0.01, 1.0) == 0.16
 
     def test_no_shorter_than_a_sixteenth_of_the_distance(self):
         rising = [a + 0.5 * a * a for a in self.STEPS]
-        assert LineModel().minimum(self.STEPS, rising, 1.0, 1.0)[1] == 0.0625
+        model, minimum = LineModel().minimum(self.STEPS, rising, 1.0, 0.25)
+        assert (minimum, model.hidden) == (0.0625, True)
+        falling = [-a + 0.5 * a * a for a in self.STEPS]
+        assert not LineModel().minimum(self.STEPS, falling, 1.0, 0.25)[0].hidden
 
     @pytest.mark.parametrize(("before", "weight"), [(16.0, 16.0**-4), (1.0, 1.0), (0.1, 1.0)])
     def test_searches_further_out_count_less(self, before, weight):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from zomopi_core.line_search import MeanParabola
 from zomopi_core.noise import Noise
 from zomopi_core.rate_search import RateSearch
 from zomopi_core.smoothing import Geometry, Smoothing
@@ -126,6 +127,22 @@ class TestFirstMinimum:
         search = NEW.with_probe(smoothing, Geometry(probe=4.0, direction=8.0))
         assert search.probe == probe
         assert replace(search, probe=1.0).with_probe(WIDTH, Geometry(4.0, 0.0)).probe == math.inf
+
+
+class TestWeight:
+    def test_of_an_average_that_grows(self):
+        weights = [replace(LATER, hidden=n).weight for n in (0, 1, 2, 4, 10)]
+        assert weights == pytest.approx([1.0, 1.0, 3 / 4, 3 / 6, 3 / 12])
+
+    def test_hidden_minima_are_counted(self):
+        search = tell(LATER, lambda a: 0.01 * a**2, RANDOM)
+        assert (search.hidden, search.model.hidden) == (1, True)
+        search = tell(replace(search, steps=search.next_search), line(1.0, 0.5), RANDOM)
+        assert (search.hidden, search.model.hidden) == (1, False)
+        assert search.retreated().hidden == 0
+
+    def test_samples_are_not_averaged(self):
+        assert replace(LATER, hidden=10, mean=MeanParabola()).weight == 1.0
 
 
 class TestGrid:

@@ -122,22 +122,18 @@ class TestFunctions:
         result, _ = minimize(lambda x: float(np.floor(distance(x) / step) * step))
         assert distance(result.x) < max(0.02 * START, 3 * step)
 
-    @pytest.mark.parametrize(("part", "left"), [(0.01, 0.02), (0.1, 0.1)])
-    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize(("part", "left"), [(0.01, 0.01), (0.1, 0.06), (1.0, 0.5)])
+    @pytest.mark.parametrize("seed", range(10))
     def test_noise(self, part, left, seed):
+        """The last iterates of seed 2 are left with 0.60 by noise as large as F."""
         result = minimize_with_noise(part * START, seed)
         assert distance(result.x) < left * START
 
-    def test_noise_as_large_as_the_function(self):
-        """Single runs differ by a factor of two."""
-        results = [minimize_with_noise(START, seed) for seed in range(5)]
-        assert np.median([distance(result.x) for result in results]) < 0.5 * START
-
     @pytest.mark.parametrize("seed", range(3))
     def test_result_under_noise_is_not_a_lucky_point(self, seed):
-        """One evaluation cannot tell the point of one low value from the last iterate."""
+        """One evaluation cannot tell the point of one low value from the iterates' average."""
         result = minimize_with_noise(0.1 * START, seed)
-        assert np.array_equal(result.x, result.x_last)
+        assert distance(result.x) < 0.9 * distance(result.x_last)
 
     @pytest.mark.parametrize("seed", [0, 1, 2, 4])
     def test_noise_on_a_plateau(self, seed):
@@ -207,6 +203,70 @@ class TestSteps:
 
         zo.minimize(fun, problem.x0, max_queries=3000, seed=1)
         assert farthest < 1000
+
+
+class TestAverage:
+    @staticmethod
+    def optimizer(**options):
+        return zo.Optimizer(X0, method=zo.zo_mopi(learning_rate="auto"), seed=2, **options)
+
+    def test_holds_the_iterates_at_searches(self):
+        """With the weight 3 / (n + 2) after n searches whose minimum was hidden."""
+        optimizer, rng = self.optimizer(), np.random.default_rng(2)
+        average, averaged, hidden = X0, 0, 0
+        for _ in range(200):
+            x, points = optimizer.x, optimizer.ask()
+            searched = optimizer.nit and len(points) > 8 and optimizer.learning_rate
+            optimizer.tell([distance(p) + 0.3 * START * rng.standard_normal() for p in points])
+            if searched:
+                search = optimizer._point.tuning.search
+                hidden += search.model.hidden
+                weight = min(1.0, 3.0 / (hidden + 2.0))
+                average = average + weight * (x - average)
+                if weight < 1:
+                    averaged += 1
+                    assert np.allclose(optimizer.estimate, average, rtol=0, atol=1e-12)
+        assert averaged > 5
+
+    def test_there_is_none_without_noise(self):
+        optimizer = self.optimizer()
+        for _ in range(60):
+            optimizer.tell([distance(x) for x in optimizer.ask()])
+            assert optimizer.estimate is optimizer.x
+
+    @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+    def test_belongs_to_the_caller_as_iterates_do(self, dtype):
+        rng = np.random.default_rng(0)
+        method = zo.zo_mopi(learning_rate="auto")
+        optimizer = zo.Optimizer({"a": X0.astype(dtype)}, method=method, reuse_buffers=True)
+        for _ in range(150):
+            losses = [distance(x["a"]) + START * rng.standard_normal() for x in optimizer.ask()]
+            optimizer.tell(losses)
+        average = optimizer.estimate["a"]
+        assert average is not optimizer.x["a"]
+        assert average.dtype == dtype
+        assert not average.flags.writeable
+        before = average.copy()
+        for _ in range(30):
+            losses = [distance(x["a"]) + START * rng.standard_normal() for x in optimizer.ask()]
+            optimizer.tell(losses)
+        assert np.array_equal(average, before)
+
+    def test_keeps_the_constraints(self):
+        """On a sphere, which is not convex."""
+        rng = np.random.default_rng(1)
+        optimizer = zo.Optimizer(
+            X0 + 1.0,
+            method=zo.zo_mopi(learning_rate="auto"),
+            project=lambda x: x / np.linalg.norm(x),
+        )
+        averages = 0
+        for _ in range(150):
+            points = optimizer.ask()
+            optimizer.tell([distance(x) + START * rng.standard_normal() for x in points])
+            averages += optimizer.estimate is not optimizer.x
+            assert abs(np.linalg.norm(optimizer.estimate) - 1) < 1e-12
+        assert averages > 20
 
 
 class TestScales:
@@ -460,6 +520,7 @@ class TestResumption:
             while twin.nit < 40:
                 step(twin)
             assert np.array_equal(twin.x, optimizer.x)
+            assert np.array_equal(twin.estimate, optimizer.estimate)
             assert twin.learning_rate == optimizer.learning_rate > 0
             assert twin.smoothing == optimizer.smoothing
 

@@ -18,10 +18,11 @@ _SAMPLES = 8.0
 # levels, within a factor.
 _VISIBLE = 8.0
 _FAR = 16.0
-# Range of a search's values over the noise that is more than chance; the least minimiser, as a
-# part of the distance searched, or of what one sample asks for: so a few that disagree do not end
-# all motion.
+# Range of a search's values over the noise that is more than chance; a slope over its standard
+# error that is, where the curvature is lost in noise; the least minimiser, as a part of the
+# distance searched, or of what one sample asks for: so a few that disagree do not end all motion.
 _SEEN = 6.0
+_SURE = 2.0
 _LEAST_PART = 0.0625
 
 
@@ -126,6 +127,23 @@ class Parabola(NamedTuple):
             return 0.0, 0.0
         return (ya * bb - yb * ab) / determinant, (yb * aa - ya * ab) / determinant
 
+    def minimum(self, noise: float) -> float:
+        """Return the minimiser, NaN where neither slope nor curvature stands out of noise."""
+        (slope, curvature), (s, h) = self.solve(), self.errors(noise)
+        if curvature > h:
+            return slope / curvature
+        if abs(slope) <= _SURE * s:
+            return math.nan
+        return math.inf if slope > 0 else 0.0
+
+    def errors(self, noise: float) -> tuple[float, float]:
+        """Return the standard errors of slope and curvature for values with this noise."""
+        aa, ab, bb = self.normal
+        determinant = aa * bb - ab * ab
+        if not determinant > 1e-12 * aa * bb:
+            return math.inf, math.inf
+        return noise * math.sqrt(bb / determinant), noise * math.sqrt(aa / determinant)
+
 
 class MeanParabola(NamedTuple):
     """``-s a + h a^2 / 2`` averaged over lines along which each time another sample is seen.
@@ -174,17 +192,18 @@ class LineModel(NamedTuple):
         Fit of the noisy searches.
     reach : float
         Distance at which F was last searched; 0.0 before.
+    hidden : bool
+        Whether the minimum lay nearer than noise lets it be told from the iterate.
     """
 
     parabola: Parabola = Parabola()
     reach: float = 0.0
+    hidden: bool = False
 
     def distance(self, alpha: float, noise: float) -> float:
         """Return the step around which a noisy F is searched: its curvature can be seen there."""
         curvature = self.parabola.solve()[1]
-        if not curvature > 0:
-            return max(alpha, self.reach)
-        visible = math.sqrt(_VISIBLE * noise / curvature)
+        visible = math.sqrt(_VISIBLE * noise / curvature) if curvature > 0 else self.reach
         return min(max(alpha, visible), _FAR * alpha)
 
     def minimum(
@@ -214,14 +233,15 @@ class LineModel(NamedTuple):
         # Far out F is another function, and a fit is led by its farthest points.
         nearer = min(1.0, reach / self.reach) if self.reach > 0 else 1.0
         parabola = self.parabola.add(scales, losses, nearer**4)
-        slope, curvature = parabola.solve()
-        if curvature > 0:
-            minimum = slope / curvature
-        else:
-            minimum = math.inf if slope > 0 else 0.0
+        minimum = parabola.minimum(noise)
+        if not parabola.solve()[1] > 0:
             finite = [x for x in losses if math.isfinite(x)]
             seen = max(finite) - min(finite) > _SEEN * noise
             reach *= 0.5 if seen else 2.0
         # A shorter step than this could not be told from it. Else a few searches that went wrong
         # by chance make all points of the next ones coincide, and nothing is ever seen again.
-        return LineModel(parabola, reach), max(minimum, _LEAST_PART * distance)
+        least = _LEAST_PART * distance
+        hidden = not minimum >= least
+        # Where nothing can be told nothing is changed.
+        minimum = alpha if math.isnan(minimum) else max(minimum, least)
+        return LineModel(parabola, reach, hidden), minimum

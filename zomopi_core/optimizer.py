@@ -178,6 +178,17 @@ class Optimizer:
         return self._point.params
 
     @property
+    def estimate(self) -> Any:
+        """Where the minimum is thought to be: the iterate, or an average of the last ones.
+
+        The average where noise of F hides the minimum from line searches, so that iterates go
+        around it. It is not changed by later steps.
+        """
+        tuning = self._point.tuning
+        averages = tuning is not None and tuning.weight < 1.0
+        return self._point.best if averages else self._point.params
+
+    @property
     def nit(self) -> int:
         """Number of steps taken."""
         return int(self._point.state.step)

@@ -24,6 +24,6 @@ class Point(NamedTuple):
     refreshed_at: int  # step for which the subspace was drawn
     tuning: Tuning | None  # None where learning rate and smoothing were given
     direction: tuple[Change, ...]  # of the last step, for rate 1; empty where none is needed
-    best: Any  # parameters of the best iterate that a line search measured
+    best: Any  # the best iterate that a line search measured; an average of them under noise
     snapshot: Snapshot | None = None
     rate_factor: float = 1.0  # below 1 after a divergence

@@ -32,6 +32,8 @@ _FINE = (0.5, 1.0, 2.0)
 # Where F is noisy: more of them.
 _NOISY = (0.0, 0.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 _STEPPED = _NOISY[2:]  # such a function has the same value at the same point
+# Weight of the newest of n iterates in an average: so many over n; 1 would be the plain mean.
+_RECENT = 3.0
 # Fewer points tell nothing of a line.
 _FEWEST = 3
 # Change of alpha at a search.
@@ -72,6 +74,8 @@ class RateSearch:
         Length of a probe that was made for noise, in units of the direction's; else infinite.
     model : LineModel
         Of the later searches.
+    hidden : int
+        Searches since the last retreat whose minimum noise has hidden.
     mean : MeanParabola or None
         Of lines on samples of data, where each step sees another one.
     steps : int
@@ -91,6 +95,7 @@ class RateSearch:
     shrunk: bool = False
     probe: float = math.inf
     model: LineModel = field(default_factory=LineModel)
+    hidden: int = 0
     mean: MeanParabola | None = None
     steps: int = 0
     next_search: int = 1
@@ -99,6 +104,17 @@ class RateSearch:
     def due(self) -> bool:
         """Whether it is time for a search."""
         return self.steps >= self.next_search
+
+    @property
+    def weight(self) -> float:
+        """Weight of the next iterate in an average of those at the searches, 1.0 for itself.
+
+        Where noise hides the minimum the iterates go around it. The more often it has, the longer
+        is the average: of n such searches about the last half count.
+        """
+        if self.mean is not None:
+            return 1.0
+        return min(1.0, _RECENT / (self.hidden + _RECENT - 1.0))
 
     @property
     def begun(self) -> bool:
@@ -158,7 +174,7 @@ class RateSearch:
 
     def retreated(self) -> RateSearch:
         """Return the search where the iterate goes back: the last steps were too long."""
-        shorter = replace(self, alpha=self.alpha / 4.0, rate=self.rate / 4.0)
+        shorter = replace(self, alpha=self.alpha / 4.0, rate=self.rate / 4.0, hidden=0)
         return shorter.postponed(2)
 
     def can_tell(self, scales: Sequence[float]) -> bool:
@@ -263,7 +279,8 @@ class RateSearch:
         # As far down as up: what single searches get wrong has no drift.
         minimum = min(max(minimum, self.alpha / _CHANGE), _CHANGE * self.alpha)
         alpha = math.sqrt(self.alpha * minimum)
-        new = replace(self, model=model, mean=mean)._with_alpha(alpha, noise)
+        hidden = self.hidden + model.hidden
+        new = replace(self, model=model, hidden=hidden, mean=mean)._with_alpha(alpha, noise)
         return new.postponed(1 + min(max(1, self.steps), self.interval))
 
     def _with_alpha(self, alpha: float, noise: Noise) -> RateSearch:

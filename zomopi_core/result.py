@@ -48,7 +48,9 @@ class Result:
     Attributes
     ----------
     x : array or dict of arrays
-        The best point seen, in the form of `x0`. Under bounds or a projection the best iterate.
+        The best point seen, in the form of `x0`. Under bounds or a projection the best iterate. Of
+        a noisy function the last iterate or, where noise hides the minimum, an average of the last
+        ones, unless another point is lower by more than noise.
     fun : float
         Its loss. Where a second evaluation there gives another value (a noisy function), it is
         that second value; infinity if there was no finite one.

@@ -298,7 +298,7 @@ class Run:
         return most is None or self.objective.calls + queries <= most
 
     def settle(self, status: str) -> None:
-        """Choose between the best point seen and the last iterate by fresh evaluations."""
+        """Choose between the best point seen and the last iterates by fresh evaluations."""
         if not self.spare or status == "target":
             return
         if self.affords(1) and math.isfinite(self.best.loss):
@@ -306,8 +306,8 @@ class Run:
             if math.isfinite(again):  # a failure is no loss
                 self.best.correct(again)
         if self.affords(1) and self.optimizer.nit:
-            last = self.optimizer.x
-            # Between equals the last iterate, the outcome of many evaluations and not of one.
+            last = self.optimizer.estimate
+            # Between equals the last iterates, the outcome of many evaluations and not of one.
             margin = _EQUAL * self.optimizer.noise
             self.best.offer(self.evaluate_at("last", last), self.optimizer.nit, last, margin)
 

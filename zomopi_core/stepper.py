@@ -192,7 +192,7 @@ class Stepper:
         if self._traced:
             after = _counted(state, after)
         params, direction = self._iterate(point, step, verdict), point.direction
-        best = point.params if verdict.best else point.best
+        best = self._best(point, verdict) if verdict.best else point.best
         if tuning is None:
             best = params
         elif tuning.search.tuned:
@@ -259,6 +259,18 @@ class Stepper:
         else:
             arrays = self.binding.apply(leaves_of(before), step)
             params = like_params(before, arrays)
+        return self._kept(params, arrays)
+
+    def _best(self, point: Point, verdict: Verdict) -> Any:
+        """Return the best parameters so far: the iterate, or an average that holds it."""
+        if verdict.weight == 1.0:
+            return point.params
+        pairs = zip(leaves_of(point.best), leaves_of(point.params), strict=True)
+        mixed = [best + verdict.weight * (x - best) for best, x in pairs]
+        return self._kept(like_params(point.params, mixed), mixed)
+
+    def _kept(self, params: Any, arrays: list[Array]) -> Any:
+        """Return parameters, whose arrays these are, within the constraints or read-only."""
         if self.project is not None:
             return self.project(params)
         for x in arrays:

@@ -50,6 +50,7 @@ class Verdict(NamedTuple):
     usable: bool  # whether its losses make an estimate
     retreat: bool  # whether the iterate goes back to the best one
     best: bool  # whether the iterate is the best one
+    weight: float = 1.0  # of the iterate in the average of the best ones
 
 
 USABLE = Verdict(True, False, False)
@@ -98,6 +99,11 @@ class Tuning:
     def rate(self) -> float:
         """Learning rate of the next step; 0.0 until the first minimum was found."""
         return self.search.rate
+
+    @property
+    def weight(self) -> float:
+        """Weight of the iterate in the average of the best ones; 1.0 where it is best alone."""
+        return self.search.weight if self.noise.random and not self.noise.grain else 1.0
 
     @property
     def plan(self) -> Plan:
@@ -237,7 +243,7 @@ class Tuning:
             new = replace(new, balance=balance)
         if search.found and not can_tell:
             return new, USABLE
-        return replace(new, descent=descent.lowered(value)), Verdict(True, False, best)
+        return replace(new, descent=descent.lowered(value)), Verdict(True, False, best, new.weight)
 
     def _failed(self, lost: bool) -> tuple[Tuning, Verdict]:
         """Return the tuning after a line at whose iterate F failed."""
