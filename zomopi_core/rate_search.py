@@ -39,7 +39,7 @@ _FEWEST = 3
 # Change of alpha at a search.
 _CHANGE = 4.0
 # Line searches on a function with steps find its roughest directions, and the rate that they ask
-# for is too small for the others: on `digits-accuracy` twice as much ended at half of the loss.
+# for is too small for the others: twice as much is better on most (docs, tuning).
 _PACE_ON_STEPS = 2.0
 # At least so many evaluations lie between two searches; a search takes three to seven.
 _BETWEEN = 80
