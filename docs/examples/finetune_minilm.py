@@ -37,8 +37,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "zo-mopi": {"method": "zo-mopi", "lr": "auto", "rank": 1, "sketch": "activation"},
     "zo-mopi, random sketch": {"method": "zo-mopi", "lr": "auto", "rank": 16},
     "zo-mopi, rate by hand": {
-        "method": "zo-mopi", "lr": 0.03, "rank": 4, "spectral_rank": 2, "probes": 8,
-        "difference": "leave-one-out", "sketch": "activation",
+        "method": "zo-mopi", "lr": 0.03, "rank": 1, "probes": 8, "difference": "leave-one-out",
+        "sketch": "activation",
     },
     "mezo": {"method": "mezo", "lr": 1e-4},
     "zo-muon": {"method": "zo-muon", "lr": 0.03, "rank": 16, "probes": 4},
