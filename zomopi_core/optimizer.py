@@ -179,10 +179,10 @@ class Optimizer:
 
     @property
     def estimate(self) -> Any:
-        """Where the minimum is thought to be: the iterate, or an average of the last ones.
+        """The iterate, or an average of the last ones where that is nearer to the minimum.
 
         The average where noise of F hides the minimum from line searches, so that iterates go
-        around it. It is not changed by later steps.
+        around it. No step changes an array that was handed out.
         """
         tuning = self._point.tuning
         averages = tuning is not None and tuning.weight < 1.0
