@@ -1,5 +1,6 @@
 """Runs that end early and go on: the same bits as without the break."""
 
+import contextlib
 import copy
 import json
 import re
@@ -9,6 +10,8 @@ import pytest
 
 import zomopi_core as zo
 from zomopi_core import _header, _journal_file, evaluation
+from zomopi_core._snapshots import SnapshotFiles
+from zomopi_core.resume import _Given, _Saved
 
 TARGET = np.outer(np.arange(6.0), np.ones(4)) / 6
 X0 = np.zeros((6, 4))
@@ -244,6 +247,24 @@ class TestSameBits:
         plain = zo.minimize(loss, x0, **options)
         result, _ = broken_and_resumed(tmp_path / "a.zomopi", loss, x0, 100, **options)
         same(result, plain)
+
+
+class TestSnapshotsOfOthers:
+    @pytest.mark.parametrize("part", ["best", "history", "calls", "elapsed", "failures", "guard"])
+    @pytest.mark.parametrize("value", [None, "?", 1.5])
+    def test_of_another_form(self, tmp_path, part, value):
+        """One with the right checksums whose state is none is refused."""
+        path = tmp_path / "a.zomopi"
+        plain = zo.minimize(loss, X0, max_queries=100, journal=zo.Journal(path, snapshot_steps=4))
+        header, rows = _journal_file.read_journal(path)
+        run = _Saved(path, header, _Given(None, None, None, None, None), True).run(loss)
+        files = SnapshotFiles(path, header["run"])
+        found = next(files.usable(len(rows), None, X0, run.optimizer.state.random))
+        files.save(plain.nit, found.row, found.tree | {part: value})
+        refused = pytest.raises(zo.JournalError, match="its snapshot cannot be used")
+        harmless = (part, value) == ("elapsed", 1.5)
+        with contextlib.nullcontext() if harmless else refused:
+            np.testing.assert_array_equal(zo.resume(path, loss).x, plain.x)
 
 
 class TestEnds:

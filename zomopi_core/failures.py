@@ -241,6 +241,8 @@ class Failures:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned."""
+        for name in ("count", "gradients", "in_a_row"):
+            check_count(name, state[name], 0)
         self.count, self.gradients = state["count"], state["gradients"]
         self.in_a_row, self.first = state["in_a_row"], state["first"]
         self._repetition.restore(state["repetition"])

@@ -216,16 +216,16 @@ def _catch_up(run: Run, recorder: Recorder, step: int | None) -> None:
 
 
 @contextlib.contextmanager
-def _own_words() -> Iterator[None]:
+def _own_words(what: str = "header") -> Iterator[None]:
     """Turn what a wrong header leads to, wherever it is noticed, into an error that says so."""
     try:
         yield
     except (errors.JournalError, OSError, ImportError):
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise errors.other_run(f"its header cannot be used ({error})") from error
+        raise errors.other_run(f"its {what} cannot be used ({error})") from error
     except (ArithmeticError, MemoryError, RecursionError) as error:
-        raise errors.other_run(f"its header cannot be used ({error})") from error
+        raise errors.other_run(f"its {what} cannot be used ({error})") from error
 
 
 class _EndOfRecordError(BaseException):
@@ -350,10 +350,11 @@ class _Saved:
             point = tree.get("point") if isinstance(tree, dict) else None
             if not isinstance(point, Point) or not _same_form(point, optimizer._point):
                 continue
-            if isinstance(driver, Optimizer):
-                driver._restore(point)
-            else:
-                driver.restore(tree)
+            with _own_words("snapshot"):
+                if isinstance(driver, Optimizer):
+                    driver._restore(point)
+                else:
+                    driver.restore(tree)
             return found.row
         return 0
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _arrays, errors
+from ._checks import check_count
 from ._journal_rows import mean_of_finite, note_of, read_note
 from .best import Best
 from .costs import CHECKS, queries_per_step, spare_queries, step_costs
@@ -326,8 +327,10 @@ class Run:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self.optimizer._restore(state["point"])
         best = state["best"]
+        for name, count in (("calls", state["calls"]), ("steps", best["steps"])):
+            check_count(name, count, 0)
+        self.optimizer._restore(state["point"])
         self.best = Best(best["point"])
         self.best.loss, self.best.steps = best["loss"], best["steps"]
         self._history = array("d", state["history"].reshape(-1).tolist())
