@@ -273,6 +273,7 @@ class TestEnds:
             {"max_queries": 100},
             {"max_steps": 9},
             {"max_time": 0.05},
+            {"max_time": 1e-9},  # up when x0 was evaluated, before the first step
             {"max_steps": 9, "callback": lambda iteration: iteration.step == 4},
         ):
             path = tmp_path / f"{len(list(tmp_path.iterdir()))}.zomopi"

@@ -149,7 +149,7 @@ class Run:
     def begin(self) -> None:
         """Evaluate x0 where no step will and the budget pays for it."""
         starts_with_loss = self.constrained or self.gradient is not None
-        if self.spare == CHECKS and not starts_with_loss and not self.optimizer.nit:
+        if self.spare == CHECKS and not starts_with_loss and not self.objective.calls:
             self.best.offer(self.evaluate_at("start", self.optimizer.x), 0, self.optimizer.x)
 
     def step(self) -> None:
