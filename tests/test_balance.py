@@ -112,10 +112,17 @@ class TestGroups:
         balance = balance_of(leaves_of(zo.zo_mopi(learning_rate="auto"), arrays))
         assert balance.groups == (0, 1) * 8
 
-    def test_many_shapes_by_dimensions(self):
-        arrays = [np.ones((4, n)) for n in range(1, 12)] + [np.ones(n) for n in range(1, 5)]
+    @pytest.mark.parametrize("shapes", [[(4,)] * 12, [(4, n) for n in range(1, 13)]])
+    def test_many_arrays_in_the_order_of_their_names(self, shapes):
+        arrays = [np.ones(shape) for shape in shapes]
         balance = balance_of(leaves_of(zo.zo_mopi(learning_rate="auto"), arrays))
-        assert balance.groups == (0,) * 11 + (1,) * 4
+        assert balance.groups == (0, 0, 1, 2, 2, 3, 4, 4, 5, 6, 6, 7)
+        assert len(balance.shares) == 8
+
+    def test_steps_that_have_the_scale_of_the_gradient(self):
+        """They shrink by themselves at a minimum."""
+        method = zo.mezo(learning_rate="auto")
+        assert balance_of(leaves_of(method, [TARGET, TARGET])).shares == ()
 
     def test_given_rates_are_left_alone(self):
         method = zo.zo_mopi(learning_rate="auto", vector_learning_rate=0.1)
@@ -192,18 +199,18 @@ class TestMinimize:
         alone = zo.minimize(fun, {"a": uneven()[1]["a"]}, max_queries=3000).fun
         assert zo.minimize(fun, uneven()[1], max_queries=3000).fun < 10 * alone
 
-    def test_methods_whose_steps_have_the_size_of_the_gradient(self):
-        fun, x0 = uneven(30.0)
-        method = zo.mezo(learning_rate="auto", smoothing="auto")
-        optimizer = zo.Optimizer(x0, method=method)
-        for _ in range(400):
+    def test_learning_rate_is_that_of_the_first_matrix(self):
+        fun, x0 = uneven()
+        optimizer = zo.Optimizer(x0, method=zo.zo_mopi(learning_rate="auto"))
+        units = [leaf.unit for leaf in optimizer.state.leaves]
+        for _ in range(120):
             optimizer.tell([fun(x) for x in optimizer.ask()])
         tuning = optimizer._point.tuning
         factors = tuning.balance.factors
-        assert factors != (1.0, 1.0)
-        for leaf, factor in zip(optimizer.state.leaves, factors, strict=True):
-            assert (1.0 if leaf.unit is None else leaf.unit) == pytest.approx(factor)
-        assert optimizer.learning_rate == pytest.approx(tuning.rate * factors[0])
+        assert factors[0] > 2 * factors[1]
+        for leaf, unit, factor in zip(optimizer.state.leaves, units, factors, strict=True):
+            assert leaf.unit == pytest.approx(unit * factor)
+        assert optimizer.learning_rate == pytest.approx(tuning.rate * units[0] * factors[0])
 
     def test_namespaces(self, backend):
         _, x0 = uneven()

@@ -17,14 +17,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from . import _arrays
-from ._arrays import Array
 from .line_search import Parabola, is_clear
 from .noise import Noise
 from .rule import LeafState, Leaves
 
-# Up to so many arrays have a group each; of more, those of one shape have one; at last, matrices
-# and vectors.
+# Up to so many arrays have a group each; of more, those of one shape have one, or as many that
+# follow one another in the order of their names.
 _MOST_GROUPS = 8
 # Lines that look for a group's curvature, how much farther and nearer one may lie than the last,
 # nearer also where no curvature was seen, and within which factor the minimum has to be found.
@@ -147,7 +145,8 @@ class Balance:
     Attributes
     ----------
     groups : tuple of int
-        Group of each array, -1 where its rate is not tuned.
+        Group of each array, -1 where its rate is not tuned, or its steps have the scale of the
+        gradient and so end by themselves.
     shares : tuple of Share
         One for each group; none where there are fewer than two groups.
     turn : int
@@ -219,32 +218,25 @@ def rescaled(leaf: LeafState, change: float) -> LeafState:
     """Return the state of an array whose steps are multiplied by a change of its share."""
     if change == 1.0:
         return leaf
-    unit, like = leaf.unit, leaf.momentum
-    if unit is None:
-        unit = _arrays.namespace(like).ones((), dtype=like.dtype, device=_arrays.device(like))
-    return leaf._replace(unit=unit * change)
+    assert leaf.unit is not None  # a tuned rate of normalised steps has one
+    return leaf._replace(unit=leaf.unit * change)
 
 
 def balance_of(leaves: Leaves) -> Balance:
     """Return the balance of a run with these arrays."""
-    tuned = [x if rule.update.tuned else None for rule, x in leaves]
-    kinds: list[object] = []
-    for kind in (_itself, _shape, _dimensions):
-        kinds = [None if x is None else kind(i, x) for i, x in enumerate(tuned)]
-        names = list(dict.fromkeys(k for k in kinds if k is not None))
-        if len(names) <= _MOST_GROUPS:
-            break
-    groups = tuple(-1 if k is None else names.index(k) for k in kinds)
-    return Balance(groups, tuple(Share() for _ in names) if len(names) > 1 else ())
-
-
-def _itself(index: int, x: Array) -> object:
-    return index
-
-
-def _shape(index: int, x: Array) -> object:
-    return tuple(x.shape)
-
-
-def _dimensions(index: int, x: Array) -> object:
-    return min(x.ndim, 2)
+    chosen = [
+        i
+        for i, (rule, _) in enumerate(leaves)
+        if rule.update.tuned and not rule.orthogonalizer.keeps_scale
+    ]
+    shapes = list(dict.fromkeys(tuple(leaves[i][1].shape) for i in chosen))
+    groups = [-1] * len(leaves)
+    for place, i in enumerate(chosen):
+        if len(chosen) <= _MOST_GROUPS:
+            groups[i] = place
+        elif 1 < len(shapes) <= _MOST_GROUPS:
+            groups[i] = shapes.index(tuple(leaves[i][1].shape))
+        else:
+            groups[i] = place * _MOST_GROUPS // len(chosen)
+    count = 1 + max(groups, default=-1)
+    return Balance(tuple(groups), tuple(Share() for _ in range(count)) if count > 1 else ())

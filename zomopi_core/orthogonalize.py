@@ -40,6 +40,7 @@ class Orthogonalizer(Protocol):
 
     draws: ClassVar[bool] = False  # whether `direction` draws numbers
     batches: ClassVar[bool] = False  # whether `direction` takes stacks of both its arguments
+    keeps_scale: ClassVar[bool] = False  # whether a direction has the scale of the momentum
 
     def init(self, momentum: Array, normal: Normal) -> Any:
         """Return what is kept before the first step; by default nothing."""
@@ -173,6 +174,8 @@ class Plain(Orthogonalizer):
     weight : float
         w, for probes whose frame does not have unit size.
     """
+
+    keeps_scale = True
 
     weight: float = 1.0
 
