@@ -20,8 +20,10 @@ def quadratic(slope, curvature):
 def lines(share, fun, count, alpha=0.5, noise=QUIET):
     """Return the share after lines along a group in whose own units F is `fun`."""
     for _ in range(count):
-        scales = [0.0, 0.5 * alpha, alpha, 2.0 * alpha]
-        share = share.told(scales, [fun(share.value * s) for s in scales], alpha, noise)
+        middle = alpha * share.reach(alpha, noise)
+        scales = [0.0, 0.5 * middle, middle, 2.0 * middle]
+        own = share.value if share.settled else 1.0
+        share = share.told(scales, [fun(own * s) for s in scales], alpha, noise)
     return share
 
 
@@ -66,10 +68,20 @@ class TestShare:
         assert share.settled
         assert share.value == 1.0
 
-    def test_of_differences_that_noise_hides(self):
-        noise = Noise(level=1.0, measured=True, random=True)
-        share = lines(Share(), quadratic(0.1, 1e-3), 10, noise=noise)
-        assert share == lines(Share(), lambda s: 3.0, 10, noise=noise)
+    def test_of_nothing_but_noise(self):
+        noise, generator = Noise(level=1.0, measured=True, random=True), np.random.default_rng(0)
+        share = lines(Share(), lambda s: generator.standard_normal(), 40, noise=noise)
+        assert share.settled
+        assert share.value == 1.0
+
+    def test_looks_farther_out_for_what_noise_hides(self):
+        """Near the steps of all the differences are a tenth of the noise."""
+        noise, generator = Noise(level=1.0, measured=True, random=True), np.random.default_rng(0)
+        fun = quadratic(0.2, 1e-2)  # minimum at 20, 40 times as far
+
+        share = lines(Share(), lambda s: fun(s) + generator.standard_normal(), 40, noise=noise)
+        assert share.curvature == pytest.approx(1e-2, rel=0.5)
+        assert share.value == pytest.approx(40.0, rel=0.9)
 
     def test_of_a_function_that_saturates(self):
         """Farther out F rises and flattens: the first lines end, and nothing runs away."""
@@ -137,7 +149,7 @@ class TestGroups:
         balance, turns = balance_of(leaves_of(zo.zo_mopi(learning_rate="auto"), [TARGET] * 3)), []
         for step in range(7):
             turns.append(balance.turn)
-            scales = [balance.scale() * s for s in (0.0, 0.5, 1.0, 2.0)]
+            scales = [balance.distance(1.0, QUIET) * s for s in (0.0, 0.5, 1.0, 2.0)]
             values = [quadratic(1.0, 1.0)(s) for s in scales]
             balance = balance.told(scales, values, 1.0, QUIET).next_after(step, 10)
         assert turns == [0, 1, 2, 0, 1, 2, 0]
@@ -163,14 +175,16 @@ class TestMinimize:
         fun, x0 = uneven(weight)
         assert zo.minimize(fun, x0, max_queries=3000, seed=seed).fun < 0.08
 
-    def test_with_noise(self):
-        """With one rate: 0.23 to 0.31."""
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize(("level", "limit"), [(1e-4, 0.05), (1e-3, 0.15), (1e-2, 0.4)])
+    def test_with_noise(self, level, limit, seed):
+        """With one rate: 0.23 to 0.31, 0.33 to 0.52 and 0.50 to 0.75."""
         fun, x0 = uneven()
-        generator = np.random.default_rng(0)
+        generator = np.random.default_rng(seed)
         result = zo.minimize(
-            lambda d: fun(d) + 1e-4 * generator.standard_normal(), x0, max_queries=3000
+            lambda d: fun(d) + level * generator.standard_normal(), x0, max_queries=3000, seed=seed
         )
-        assert fun(result.x) < 0.03
+        assert fun(result.x) < limit
 
     def test_on_samples(self):
         """With one rate: 2.2 to 3.2."""

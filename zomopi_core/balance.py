@@ -38,6 +38,10 @@ _LINES = 4.0
 _LEAST_PART = 0.0625
 _CHANGE = 2.0
 _LARGEST = 2.0**30
+# Where F is noisy, a line lies so far out that curvature raises F by so many noise levels at its
+# middle, four times as many at its end, within a factor.
+_VISIBLE = 32.0
+_FAR = 16.0
 # Intervals between line searches along the whole direction from one group's line to the next.
 _INTERVALS = 2
 
@@ -68,6 +72,15 @@ class Share:
     lines: int = 0
     settled: bool = False
 
+    def reach(self, alpha: float, noise: Noise) -> float:
+        """Return how far the group's next line lies, in units of the minimiser along all."""
+        if not self.settled:
+            return self.value
+        if not self.curvature > 0:
+            return 1.0
+        visible = math.sqrt(_VISIBLE * noise.level / self.curvature)
+        return min(max(1.0, visible / (alpha * self.value)), _FAR)
+
     def told(
         self, scales: Sequence[float], losses: Sequence[float], alpha: float, noise: Noise
     ) -> Share:
@@ -85,7 +98,7 @@ class Share:
             return self._first(scales, losses, alpha, noise)
         if not all(map(math.isfinite, losses)):
             return replace(self, value=_bounded(self.value / _CHANGE))
-        if not is_clear(losses, noise.of_differences):
+        if not is_clear(losses, noise.level):
             return self
         slope, curvature = _parabola([self.value * s for s in scales], losses)
         weight = 1.0 / min(self.lines + 1, _LINES)
@@ -106,23 +119,34 @@ class Share:
     ) -> Share:
         """Return the share after one of the lines that look for the curvature."""
         slope = curvature = 0.0
-        if all(map(math.isfinite, losses)):
-            if not is_clear(losses, noise.of_differences):
-                return _UNKNOWN
-            slope, curvature = _parabola(scales, losses)
-        # Where F rises, the minimum lies as far behind, and nothing is to be seen farther out.
-        farthest = _NEAR if slope > 0 else math.inf
-        if curvature > 0:
-            ratio = abs(slope) / (curvature * alpha)
+        if not all(map(math.isfinite, losses)):
+            ratio = 1.0 / _SOMEWHAT_NEARER
+        elif not is_clear(losses, noise.level):
+            if self.curvature > 0:
+                return self._begun()
+            ratio = _FARTHER  # what there is to see lies farther out
         else:
-            ratio = math.inf if slope > 0 else 1.0 / _SOMEWHAT_NEARER
-        lines = self.lines + 1
-        if 1.0 / _NEAR < ratio < farthest or (curvature > 0 and lines == _FIRST_LINES):
-            found = self.value * ratio
-            start = found / min(max(found, 1.0 / _TRUSTED), _TRUSTED)
-            return Share(start, curvature / self.value**2, found, found, 1, True)
+            slope, curvature = _parabola(scales, losses)
+            if curvature > 0:
+                # Where F rises, the minimum lies as far behind.
+                ratio = abs(slope) / (curvature * alpha * self.value)
+            else:
+                ratio = math.inf if slope > 0 else 1.0 / _SOMEWHAT_NEARER
         value = _bounded(self.value * min(max(ratio, 1.0 / _NEARER), _FARTHER))
-        return _UNKNOWN if lines == _FIRST_LINES else replace(self, value=value, lines=lines)
+        new = replace(self, value=value, lines=self.lines + 1)
+        if curvature > 0:
+            new = replace(new, curvature=curvature)
+        # There is no need to look farther out where F rises.
+        near = 1.0 / _NEAR < ratio < (_NEAR if slope > 0 else math.inf)
+        if (near and curvature > 0) or new.lines == _FIRST_LINES:
+            return new._begun() if new.curvature > 0 else _UNKNOWN
+        return new
+
+    def _begun(self) -> Share:
+        """Return the share with which a group begins whose minimum was found."""
+        found = self.value
+        start = found / min(max(found, 1.0 / _TRUSTED), _TRUSTED)
+        return Share(start, self.curvature, found, found, 1, True)
 
 
 # F depends on the group too little to be seen.
@@ -177,10 +201,9 @@ class Balance:
         """Tell whether it is time for a line, after so many steps."""
         return bool(self.shares) and steps >= self.next_line
 
-    def scale(self) -> float:
-        """Return by how much to multiply a step of the whole direction for the next line."""
-        share = self.shares[self.turn]
-        return 1.0 if share.settled else share.value
+    def distance(self, alpha: float, noise: Noise) -> float:
+        """Return the step around which the next line lies, for the minimiser along all."""
+        return alpha * self.shares[self.turn].reach(alpha, noise)
 
     def postponed(self, steps: int) -> Balance:
         """Return the balance with the next line after so many steps, counted from the start."""
@@ -194,10 +217,9 @@ class Balance:
         Parameters
         ----------
         scales, losses, alpha, noise
-            As `Share.told` takes them; scales with `scale` in them.
+            As `Share.told` takes them.
         """
         turn = self.turn
-        scales = [s / self.scale() for s in scales]
         share = self.shares[turn].told(scales, losses, alpha, noise)
         shares = (*self.shares[:turn], share, *self.shares[turn + 1 :])
         if share.settled:

@@ -115,8 +115,10 @@ class Tuning:
         search, balance = self.search, self.balance
         if scales := search.scales(self.noise):
             return Plan("line", scales)
-        if search.found and balance.due(search.steps):
-            return Plan("line", search.around(balance.scale() * search.alpha), balance.turn)
+        # Where F has steps, lines find the roughest directions, also of a group.
+        if search.found and balance.due(search.steps) and not self.noise.grain:
+            distance = balance.distance(search.alpha, self.noise)
+            return Plan("line", search.around(distance), balance.turn)
         return NOTHING
 
     @property
