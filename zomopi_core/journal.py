@@ -38,9 +38,9 @@ from ._tree import CannotStoreError
 from .method import Method, leaves_of
 from .sampling import Sampler
 
-# Evaluations that take longer are written one by one, shorter ones with their step. A write takes
-# 16 microseconds in a fast run and 150 after milliseconds of other work: at most 1 % of it.
-SLOW_SECONDS = 0.020
+# Evaluations that take longer are written one by one, shorter ones with their step. What a write
+# takes: docs/reliability.md.
+SLOW_SECONDS = 0.010
 
 
 @dataclass(frozen=True)
