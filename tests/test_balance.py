@@ -176,7 +176,7 @@ class TestMinimize:
         assert zo.minimize(fun, x0, max_queries=3000, seed=seed).fun < 0.08
 
     @pytest.mark.parametrize("seed", range(3))
-    @pytest.mark.parametrize(("level", "limit"), [(1e-4, 0.05), (1e-3, 0.15), (1e-2, 0.4)])
+    @pytest.mark.parametrize(("level", "limit"), [(1e-4, 0.1), (1e-3, 0.15), (1e-2, 0.4)])
     def test_with_noise(self, level, limit, seed):
         """With one rate: 0.23 to 0.31, 0.33 to 0.52 and 0.50 to 0.75."""
         fun, x0 = uneven()
