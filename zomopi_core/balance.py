@@ -29,6 +29,9 @@ _MOST_GROUPS = 8
 _FIRST_LINES = 4
 _FARTHER, _NEARER, _SOMEWHAT_NEARER = 16.0, 64.0, 4.0
 _NEAR = 2.5
+# Farther out than this a line says nothing of the steps to come, and may leave the domain of F or
+# the range of the parameters' dtype.
+_FARTHEST = 256.0
 # All groups begin with the same rate, as what one line says of an early direction is noise for
 # the most part; but what seems farther off than this begins that much nearer.
 _TRUSTED = 8.0
@@ -124,6 +127,8 @@ class Share:
         elif not is_clear(losses, noise.level):
             if self.curvature > 0:
                 return self._begun()
+            if self.value >= _FARTHEST:
+                return _UNKNOWN
             ratio = _FARTHER  # what there is to see lies farther out
         else:
             slope, curvature = _parabola(scales, losses)
@@ -132,7 +137,7 @@ class Share:
                 ratio = abs(slope) / (curvature * alpha * self.value)
             else:
                 ratio = math.inf if slope > 0 else 1.0 / _SOMEWHAT_NEARER
-        value = _bounded(self.value * min(max(ratio, 1.0 / _NEARER), _FARTHER))
+        value = min(self.value * min(max(ratio, 1.0 / _NEARER), _FARTHER), _FARTHEST)
         new = replace(self, value=value, lines=self.lines + 1)
         if curvature > 0:
             new = replace(new, curvature=curvature)
