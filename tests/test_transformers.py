@@ -1,5 +1,7 @@
 """The Trainer with zeroth-order steps, and the examples, end to end on tiny models."""
 
+import argparse
+import functools
 import importlib.util
 import json
 import sys
@@ -189,6 +191,7 @@ class TestTrainer:
             ZeroOrderTrainer(tiny(), arguments)
 
 
+@functools.cache
 def load(name, folder=EXAMPLES):
     spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -290,7 +293,7 @@ class TestSuperGlue:
 
 def tiny_encoder():
     """Stand for the pretrained MiniLM."""
-    _, pairs = load("finetune_minilm").docstrings(3, 40)
+    _, pairs = load("finetune_minilm").docstrings("package", 3, 40)
     tokenizer = word_tokenizer(None, [text for text, _ in pairs])
     config = transformers.BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1,
@@ -301,13 +304,27 @@ def tiny_encoder():
 
 
 class TestMiniLM:
-    def test_runs_end_to_end(self, tmp_path, capsys):
+    def test_kinds_are_told_by_the_syntax_tree(self):
+        docstrings = load("finetune_minilm").docstrings
+        names, pairs = docstrings("kind", 12, 10**6)
+        assert names == ["class", "function", "module"]
+        for thing, kind in (
+            (argparse, "module"),
+            (argparse.HelpFormatter, "class"),
+            (json.dumps, "function"),
+        ):
+            assert (" ".join(thing.__doc__.split()), names.index(kind)) in pairs
+        assert {i for _, i in docstrings("kind", 12, 7)[1]} == {0, 1, 2}
+        assert len(docstrings("kind", 12, 7)[1]) == 21
+
+    @pytest.mark.parametrize("task", ["package", "kind"])
+    def test_runs_end_to_end(self, task, tmp_path, capsys):
         """The example with a tiny encoder in the place of the pretrained one."""
         pytest.importorskip("matplotlib")
         module = load("finetune_minilm")
         curves = module.main(
-            ["--forwards", "24", "--classes", "3", "--batch", "8", "--methods", *module.METHODS,
-             "--plot", str(tmp_path / "curve.png")],
+            ["--forwards", "24", "--classes", "3", "--batch", "8", "--task", task, "--methods",
+             *module.METHODS, "--plot", str(tmp_path / "curve.png")],
             load=tiny_encoder,
         )  # fmt: skip
         assert set(curves) == set(module.METHODS)

@@ -10,6 +10,7 @@ linearly to zero. What is good here has still to be run by docs/examples/finetun
 """
 
 import argparse
+import functools
 import importlib.util
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 TEXTS_OF_FRAMES = 64
 
 
+@functools.cache
 def load_example():
     """Return the example as a module: its task, its model and its texts."""
     path = Path(__file__).resolve().parents[1] / "docs" / "examples" / "finetune_minilm.py"
@@ -108,15 +110,14 @@ def main(arguments=None, load=None):
     parser.add_argument("--lr", type=float, default=0.03)
     parser.add_argument("--momentum", type=float, default=0.9)
     parser.add_argument("--probes", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--forwards", type=int, default=1500, help="probes, each one forward pass")
-    parser.add_argument("--classes", type=int, default=12)
-    parser.add_argument("--width", type=int, default=24)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--forwards", type=int, default=752, help="probes, each one forward pass")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
     example = load_example()
+    example.add_task(parser)
+    options = parser.parse_args(arguments)
     encoder, tokenizer = (load or example.load_encoder)()
-    model, data, held_out, _ = example.prepare(encoder, tokenizer, options.classes, options.width)
+    model, data, held_out, _ = example.prepare(encoder, tokenizer, options)
     begin = time.perf_counter()
     found = run(example, model, data, held_out, options)
     curve = "  ".join(f"{loss:.4f} / {hits:.3f}" for loss, hits in found)

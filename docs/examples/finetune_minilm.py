@@ -1,21 +1,24 @@
 """Fine-tune a pretrained sentence encoder (MiniLM, 22 M parameters) from forward passes alone.
 
     pip install "zomopi[transformers,examples]"
-    python docs/examples/finetune_minilm.py --forwards 1500
+    python docs/examples/finetune_minilm.py --task kind
 
-The task: tell from the words of a docstring of Python's standard library to which package it
-belongs. The text is on every machine that has Python. The head is the sentence vector of each
-package's name, so that the pretrained model classifies without any training; it stays, and all
-hidden matrices of the encoder are trained. ZO-MOPI is compared with MeZO and ZO-Muon at the same
-number of forward passes, those of calibration included.
+Two tasks with text that is on every machine that has Python, the docstrings of its standard
+library: tell from the words to which package one belongs, or what it documents, a module, a class
+or a function. The head is the sentence vector of each class's name, so that the pretrained model
+classifies without any training; it stays, and all hidden matrices of the encoder are trained.
+ZO-MOPI is compared with MeZO and ZO-Muon at the same number of forward passes, those of
+calibration included.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import json
 import os
+import random
 import sysconfig
 import time
 from collections import defaultdict
@@ -44,6 +47,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "zo-muon": {"method": "zo-muon", "lr": 0.03, "rank": 16, "probes": 4},
 }  # fmt: skip
 
+KINDS = {ast.Module: "module", ast.ClassDef: "class", ast.FunctionDef: "function"}
+
 
 class Split(NamedTuple):
     """Tokens and labels."""
@@ -58,9 +63,10 @@ class Split(NamedTuple):
         return Split(self.ids[rows, :width], self.mask[rows, :width], self.labels[rows])
 
 
-def docstrings(classes: int, most: int) -> tuple[list[str], list[tuple[str, int]]]:
-    """Return the packages of the standard library with most docstrings, and (text, class)."""
-    found: dict[str, set[str]] = defaultdict(set)
+@functools.cache
+def standard_library() -> list[tuple[str, str, str]]:
+    """Return (package, kind, text) of each docstring with four words or more."""
+    found = []
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
@@ -70,14 +76,33 @@ def docstrings(classes: int, most: int) -> tuple[list[str], list[tuple[str, int]
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError):
             continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
-                text = " ".join((ast.get_docstring(node) or "").split())
-                if len(text.split()) >= 4:
-                    found[parts[0].removesuffix(".py")].add(text)
+        for node in (n for n in ast.walk(tree) if type(n) in KINDS):
+            text = " ".join((ast.get_docstring(node) or "").split())
+            if len(text.split()) >= 4:
+                found.append((parts[0].removesuffix(".py").strip("_"), KINDS[type(node)], text))
+    return found
+
+
+def docstrings(task: str, classes: int, most: int) -> tuple[list[str], list[tuple[str, int]]]:
+    """Return the classes of a task with most docstrings, and (text, class) for at most as many."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for package, kind, text in standard_library():
+        found[kind if task == "kind" else package].add(text)
     names = sorted(sorted(found, key=lambda name: -len(found[name]))[:classes])
-    pairs = [(text, i) for i, name in enumerate(names) for text in sorted(found[name])[:most]]
+    pairs = []
+    for i, name in enumerate(names):
+        texts = sorted(found[name])
+        chosen = random.Random(0).sample(texts, min(most, len(texts)))
+        pairs += [(text, i) for text in chosen]
     return names, pairs
+
+
+def add_task(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the task and its texts."""
+    parser.add_argument("--task", choices=["package", "kind"], default="package")
+    parser.add_argument("--classes", type=int, default=12, help="at most, of the package task")
+    parser.add_argument("--most", type=int, default=400, help="texts of a class at most")
+    parser.add_argument("--width", type=int, default=12, help="tokens of a text")
 
 
 def load_encoder() -> tuple[nn.Module, Callable[..., Any]]:
@@ -176,23 +201,22 @@ def train(
 
 
 def prepare(
-    encoder: nn.Module, tokenizer: Callable[..., Any], classes: int, width: int, most: int = 250
+    encoder: nn.Module, tokenizer: Callable[..., Any], options: argparse.Namespace
 ) -> tuple[Classifier, Split, Split, list[str]]:
     """Return the model with its head, the training and held-out texts, and the classes' names."""
-    names, pairs = docstrings(classes, most)
+    names, pairs = docstrings(options.task, options.classes, options.most)
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
     pairs = [pairs[i] for i in order]
     tokens = tokenizer(
-        [text for text, _ in pairs], padding="max_length", truncation=True, max_length=width,
-        return_tensors="pt",
+        [text for text, _ in pairs], padding="max_length", truncation=True,
+        max_length=options.width, return_tensors="pt",
     )  # fmt: skip
     labels = torch.tensor([label for _, label in pairs])
     whole = Split(tokens["input_ids"], tokens["attention_mask"], labels)
     cut = len(pairs) * 7 // 10
     data, held_out = (Split(*(t[part] for t in whole)) for part in (slice(cut), slice(cut, None)))
     model = Classifier(encoder, len(names))
-    words = [name.strip("_") for name in names]
-    take_names_as_head(model, tokenizer(words, padding=True, return_tensors="pt"))
+    take_names_as_head(model, tokenizer(names, padding=True, return_tensors="pt"))
     return model, data, held_out, names
 
 
@@ -218,20 +242,19 @@ def main(
 ) -> dict[str, list[tuple[int, float]]]:
     """Run the comparison and print the accuracies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--forwards", type=int, default=1500, help="forward passes of a run")
+    parser.add_argument("--forwards", type=int, default=750, help="forward passes of a run")
     parser.add_argument("--methods", nargs="*", default=["zo-mopi", "mezo", "zo-muon"])
     parser.add_argument("--set", default="{}", help="JSON with settings in place of the defaults")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--classes", type=int, default=12)
-    parser.add_argument("--width", type=int, default=24, help="tokens of a text")
+    parser.add_argument("--batch", type=int, default=64)
+    add_task(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--points", type=int, default=10, help="measurements along a run")
     parser.add_argument("--plot", help="file for a picture of the curves")
     options = parser.parse_args(arguments)
     encoder, tokenizer = load()
-    model, data, held_out, names = prepare(encoder, tokenizer, options.classes, options.width)
+    model, data, held_out, names = prepare(encoder, tokenizer, options)
     start = {name: value.clone() for name, value in model.state_dict().items()}
-    print(f"{len(names)} packages: {', '.join(names)}")
+    print(f"{len(names)} classes: {', '.join(names)}")
     print(f"{len(data.labels)} texts to train on, {len(held_out.labels)} held out")
     curves = {}
     for name in options.methods:
