@@ -150,13 +150,17 @@ class TestRefusals:
         with pytest.raises(zo.JournalError, match="its tables are not those of a journal"):
             zo.replay(path)
 
-    def test_newer(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("version", "text"),
+        [(3, "format 3, and this release"), (2, "its tables are not"), (-1, "its tables are not")],
+    )
+    def test_another_format(self, tmp_path, version, text):
         path = tmp_path / "a.zomopi"
         recorded(path)
         connection = sqlite3.connect(path)
-        connection.execute("PRAGMA user_version=2")
+        connection.execute(f"PRAGMA user_version={version}")
         connection.close()
-        with pytest.raises(zo.JournalError, match="format 2, and this release"):
+        with pytest.raises(zo.JournalError, match=text):
             zo.replay(path)
 
     @pytest.mark.parametrize(
@@ -449,11 +453,11 @@ class TestFull:
     def breaking(monkeypatch, after):
         append, count = _journal_file.JournalFile.append, [0]
 
-        def full(self, row):
+        def full(self, *args):
             count[0] += 1
             if count[0] > after:
                 raise sqlite3.OperationalError("database or disk is full")
-            return append(self, row)
+            return append(self, *args)
 
         monkeypatch.setattr(_journal_file.JournalFile, "append", full)
 

@@ -15,15 +15,16 @@ import os
 import sqlite3
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import errors
+from . import _journal_attachments, errors
 from ._file_lock import FileLock
+from ._journal_attachments import Attachment
 from ._journal_rows import KINDS, Row
 
-FORMAT = 1
+FORMAT = 2  # with a table of attachments; 1 without it
 _APPLICATION = 0x7A6F6D70  # "zomp"
 _TABLES = {
     "header": "CREATE TABLE header (value TEXT NOT NULL, checksum INTEGER NOT NULL)",
@@ -105,8 +106,11 @@ class JournalFile:
             execute(f"PRAGMA wal_autocheckpoint={_PAGES}")
         self._writes = True
 
-    def append(self, row: Row) -> None:
-        """Write a row, which takes the place of the single probes that it holds."""
+    def append(self, row: Row, attachments: Sequence[Attachment] = ()) -> None:
+        """Write a row, which takes the place of the single probes that it holds.
+
+        Its attachments, whose digests are in its note, are there if it is.
+        """
         number, checksum = self._id + 1, _chain(self._last, self._id + 1, row)
         values = (
             number,
@@ -120,8 +124,22 @@ class JournalFile:
             row.note,
             checksum,
         )
-        self._connection.execute(_INSERT, values)  # a transaction of its own
+        if attachments:
+            with _journal_attachments.transaction(self._connection):
+                _journal_attachments.write(self._connection, number, attachments)
+                self._connection.execute(_INSERT, values)
+        else:
+            self._connection.execute(_INSERT, values)  # a transaction of its own
         self._id, self._last = number, checksum
+
+    def attachment(self, number: int, name: str, digest: str) -> bytes:
+        """Return an attachment of a row whose note gives it this digest."""
+        with _explained(self.path):
+            try:
+                return _journal_attachments.read(self._connection, number, name, digest)
+            except ValueError as error:
+                what = f"{name!r:.40}, attached to row {number}"
+                raise errors.damaged_journal(self.path, what) from error
 
     def append_probe(self, position: int, loss: bytes) -> None:
         """Write the loss of one point of the evaluation that is under way.
@@ -174,7 +192,7 @@ def create(path: Path, header: dict[str, Any], *, durable: bool = False) -> Jour
         connection = sqlite3.connect(draft, isolation_level=None)
         try:
             connection.execute(f"PRAGMA application_id={_APPLICATION}")
-            connection.execute(f"PRAGMA user_version={FORMAT}")
+            connection.execute("PRAGMA user_version=1")
             connection.execute("BEGIN")
             for statement in _TABLES.values():
                 connection.execute(statement)
@@ -307,7 +325,8 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
     if version > FORMAT:
         raise errors.newer_journal(path, version, FORMAT)
     found = dict(connection.execute("SELECT name, sql FROM sqlite_master LIMIT 20"))
-    if version != FORMAT or found != _TABLES:
+    expected = _TABLES if version == 1 else {**_TABLES, **_journal_attachments.TABLES}
+    if version < 1 or found != expected:
         raise errors.not_a_journal(path, "its tables are not those of a journal")
 
 

@@ -24,6 +24,7 @@ KINDS = {
     "last": "the last iterate, at the end",
     "guard": "the best point, to go back to it",
     "stop": "nothing: the run ended",
+    "merge": "nothing: what was learned beside the weights was brought into them",
 }
 
 

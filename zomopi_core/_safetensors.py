@@ -1,4 +1,4 @@
-"""The safetensors format: named arrays in a file that can be read without trusting it.
+"""The safetensors format: named arrays in bytes that can be read without trusting them.
 
 Eight bytes with the length of a JSON header, the header (for each array its dtype, shape and
 place; strings under ``__metadata__``), the arrays' bytes one behind the other. The package of
@@ -46,11 +46,8 @@ class Stored(NamedTuple):
     data: np.ndarray[Any, Any]
 
 
-def write(path: Path, arrays: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
-    """Write a file at once: it appears under its name complete, or not at all.
-
-    A digest of all that it holds is added to the metadata.
-    """
+def parts(arrays: Mapping[str, Stored], metadata: Mapping[str, str]) -> list[Any]:
+    """Return the bytes of a file in pieces; a digest of all of them is added to the metadata."""
     entries: dict[str, Any] = {}
     place = 0
     for name, (dtype, shape, data) in arrays.items():
@@ -64,13 +61,15 @@ def write(path: Path, arrays: Mapping[str, Stored], metadata: Mapping[str, str])
     digest = _digest(entries, metadata, [a.data for a in arrays.values()])
     header = json.dumps({"__metadata__": {**metadata, _DIGEST: digest}, **entries}).encode()
     header += b" " * (-len(header) % 8)
+    return [struct.pack("<Q", len(header)), header, *(a.data.data for a in arrays.values())]
+
+
+def write(path: Path, arrays: Mapping[str, Stored], metadata: Mapping[str, str]) -> None:
+    """Write a file at once: it appears under its name complete, or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(draft, "wb") as file:
-            file.write(struct.pack("<Q", len(header)))
-            file.write(header)
-            for array in arrays.values():
-                file.write(array.data.data)
+            file.writelines(parts(arrays, metadata))
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
@@ -94,8 +93,13 @@ def read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):
             raise ValueError("it is not a regular file")
-        entries, metadata, start = _header(file, about.st_size)
-        body = np.fromfile(file, dtype=np.uint8, count=about.st_size - start)
+        return parse(np.fromfile(file, dtype=np.uint8, count=about.st_size))
+
+
+def parse(data: np.ndarray[Any, Any]) -> tuple[dict[str, Stored], dict[str, str]]:
+    """Return the arrays and the metadata of the bytes of a file; raise ValueError as `read`."""
+    entries, metadata, start = _header(data)
+    body = data[start:]
     arrays, place = {}, 0
     for name, entry in entries.items():
         dtype, shape, length = _checked(entry, place, body.size - place)
@@ -109,15 +113,14 @@ def read(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     return arrays, metadata
 
 
-def _header(file: Any, size: int) -> tuple[dict[str, Any], dict[str, str], int]:
-    start = file.read(8)
-    if len(start) < 8:
+def _header(data: np.ndarray[Any, Any]) -> tuple[dict[str, Any], dict[str, str], int]:
+    if data.size < 8:
         raise ValueError("it is cut off")
-    (length,) = struct.unpack("<Q", start)
-    if length > min(size - 8, _MOST_HEADER):
+    (length,) = struct.unpack("<Q", data[:8].tobytes())
+    if length > min(data.size - 8, _MOST_HEADER):
         raise ValueError("its header is longer than the file")
     try:
-        header = json.loads(file.read(length))
+        header = json.loads(data[8 : 8 + length].tobytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its header is no JSON: {error}") from None
     if not isinstance(header, dict):

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from . import _arrays, errors
 from ._arrays import Array
 from ._checks import as_python, check_count, check_name, positive
 from ._header import describe
+from ._journal_attachments import Attachment, unpacked
 from ._journal_file import JournalFile, create
 from ._journal_rows import (
     Row,
@@ -264,12 +265,21 @@ class Recorder:
                 packed = pack_losses(self.native(loss[..., None]))
             self._write(lambda: file.append_probe(index, packed))
 
-    def write(self, row: Row) -> None:
-        """Record an evaluation."""
+    def write(self, row: Row, attachments: Sequence[Attachment] = ()) -> None:
+        """Record an evaluation, with what its note says is attached to it."""
         file = self._file
         if file is not None:
-            self._write(lambda: file.append(row))
+            self._write(lambda: file.append(row, attachments))
         self.row += 1
+
+    def attached(self, number: int, name: str, digest: str) -> Any:
+        """Return what was attached to a row, in the place of the parameters."""
+        assert self._file is not None
+        data = self._file.attachment(number, name, digest)
+        try:
+            return unpacked(data, self._like)
+        except ValueError as error:
+            raise errors.other_run(f"{name} of row {number}: {error}") from error
 
     def _write(self, write: Callable[[], Any]) -> None:
         try:

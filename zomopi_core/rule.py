@@ -12,7 +12,7 @@ from .draws import Draw
 from .momentum import Momentum
 from .orthogonalize import Direction, Normal, Orthogonalizer
 from .sampling import Randomness
-from .subspace import Subspace
+from .subspace import Subspace, transport
 from .update import Change, Update
 
 
@@ -141,7 +141,7 @@ class Rule:
 
     def refresh(self, random: Randomness, leaf: int, step: Any, state: LeafState) -> LeafState:
         """Return the state with a new frame and the momentum carried over to it."""
-        frame, transport = self.subspace.refresh(
+        frame, carry = self.subspace.refresh(
             random,
             leaf,
             step,
@@ -149,11 +149,24 @@ class Rule:
             state.momentum,
             self.orthogonalizer.rank(state.right),
         )
-        if transport is None:
+        if carry is None:
             return state
-        momentum = self.momentum.carry_over(state.momentum, transport)
+        return self._carried(random, leaf, step, state, frame, carry)
+
+    def refresh_to(
+        self, random: Randomness, leaf: int, step: Any, state: LeafState, frame: Array
+    ) -> LeafState:
+        """Return the state that `refresh` made with this frame, which was written down then."""
+        if frame.shape[-2] == frame.shape[-1]:
+            return state
+        return self._carried(random, leaf, step, state, frame, transport(frame, state.frame))
+
+    def _carried(
+        self, random: Randomness, leaf: int, step: Any, state: LeafState, frame: Any, carry: Array
+    ) -> LeafState:
+        momentum = self.momentum.carry_over(state.momentum, carry)
         normal = self._normal(random, leaf, step, momentum)
-        right = self.orthogonalizer.refresh(state.right, normal, transport)
+        right = self.orthogonalizer.refresh(state.right, normal, carry)
         return state._replace(frame=frame, momentum=momentum, right=right)
 
     def draw(

@@ -81,6 +81,11 @@ def orthonormal_frame(matrix: Array) -> Array:
     return q * sign[..., None, :]
 
 
+def transport(new: Array, old: Array) -> Array:
+    """Return ``A_new^T A_old``, by which coordinates go from one frame to the other."""
+    return _arrays.transposed(new) @ old
+
+
 def leading_left_vectors(momentum: Array, count: int) -> tuple[Array, Array]:
     """Return the leading left singular vectors of `momentum`, and which of them mean anything.
 
@@ -223,7 +228,7 @@ class Sketch(Subspace):
             anchor = xp.where(present[..., None, :], frame @ vectors, spare)
             columns = xp.concat([anchor, columns], axis=-1)
         new = orthonormal_frame(columns)
-        return new, _arrays.transposed(new) @ frame
+        return new, transport(new, frame)
 
     def factors(self, frame: Array | None, coordinates: Array) -> tuple[Array | None, Array]:
         """Return (A, C), or (C^T, A^T) for the right side."""

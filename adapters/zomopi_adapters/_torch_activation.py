@@ -27,6 +27,10 @@ from ._torch_leaf import Leaf
 _SWEEPS = 2
 
 
+#: name of a parameter -> side of its frame, and the frame
+Frames = dict[str, tuple[str, Tensor]]
+
+
 class ActivationBasis:
     """Frames of linear layers from their inputs in one forward pass.
 
@@ -36,7 +40,9 @@ class ActivationBasis:
     def __init__(self) -> None:
         self.adopted: dict[int, str] = {}  # number of a leaf -> side of its frame
         self.seen = False  # whether a forward pass was watched
+        self.fresh: set[int] = set()  # numbers of leaves whose frame was another one until now
         self._columns: dict[int, Tensor] = {}
+        self._recorded: dict[int, Tensor] = {}
 
     def __repr__(self) -> str:
         return "ActivationBasis()"
@@ -50,6 +56,7 @@ class ActivationBasis:
         if leaf.index in self.adopted:
             return
         self.adopted[leaf.index] = side
+        self.fresh.add(leaf.index)
         subspace = replace(leaf.rule.subspace, side=side, basis=self)  # type: ignore[type-var]
         leaf.rule = replace(leaf.rule, subspace=subspace)
 
@@ -70,9 +77,30 @@ class ActivationBasis:
             self._columns[leaf.index] = torch.linalg.svd(sums, full_matrices=False)[0]
         self.seen = True
 
+    def frames(self, leaves: list[Leaf]) -> Frames:
+        """Return the frames that are taken from inputs, to be written down."""
+        return {
+            leaf.name: (self.adopted[leaf.index], leaf.state.frame)
+            for leaf in leaves
+            if leaf.index in self.adopted
+        }
+
+    def recall(self, leaves: list[Leaf], frames: Frames) -> None:
+        """Take over frames that were written down, in the place of a forward pass."""
+        for leaf in leaves:
+            if leaf.name in frames:
+                side, frame = frames[leaf.name]
+                self.adopt(leaf, side)
+                self._recorded[leaf.index] = frame.to(leaf.param.device)
+        self.seen = True
+
+    def recorded(self, leaf: Leaf) -> Tensor | None:
+        """Return the frame that was written down, None where there is none."""
+        return self._recorded.get(leaf.index)
+
     def forget(self) -> None:
         """Drop the directions; the frames are made of them."""
-        self._columns = {}
+        self._columns, self._recorded, self.fresh = {}, {}, set()
 
 
 class _Watch(TorchFunctionMode):  # type: ignore[misc]

@@ -191,11 +191,11 @@ def wrong_journal(detail: str) -> JournalError:
     )
 
 
-def journal_needs_inputs(detail: str) -> ValueError:
-    """Explain that losses alone do not determine the run."""
+def journal_needs_model() -> ValueError:
+    """Explain that statistics are recorded under their names."""
     return ValueError(
-        f"a journal holds losses, and this run also depends on the model's inputs: {detail}; "
-        "leave journal out and save state_dict() of model and optimizer"
+        "the model has normalisation layers whose statistics are part of the run, and a journal "
+        "knows them by their names in the model: pass model=model beside the parameters"
     )
 
 

@@ -1,17 +1,23 @@
-"""The journal of the Torch optimizer: losses and learning rates, from which weights follow."""
+"""The journal of the Torch optimizer: what weights follow from without calling the model.
+
+Losses and learning rates of each step; where inputs decide more than the losses, also the frames
+that were taken from them at a refresh, and the last statistics of normalisation layers.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
 
 from zomopi_core import _arrays
 from zomopi_core._header import check_driver, check_start, check_surroundings
+from zomopi_core._journal_attachments import Attachment, attachment, digests_in, noted
 from zomopi_core._journal_file import JournalFile
 from zomopi_core._journal_rows import (
     Row,
@@ -24,8 +30,26 @@ from zomopi_core._journal_rows import (
 from zomopi_core.journal import Journal, Recorder
 
 from . import _torch_errors as errors
+from ._torch_activation import Frames
 from ._torch_groups import Carrier
 from ._torch_state import described
+
+_FRAMES, _STATISTICS, _MERGE = "frames", "statistics", "merge"
+_NO_LOSSES = pack_losses(np.zeros(0))
+
+
+class Recorded(NamedTuple):
+    """A step of a journal, or a merge.
+
+    Attributes
+    ----------
+    row : Row
+    frames : dict
+        Those that it took from its inputs, empty where it took none.
+    """
+
+    row: Row
+    frames: Frames
 
 
 def _start(optimizer: Any) -> dict[str, Tensor]:
@@ -38,19 +62,15 @@ def _start(optimizer: Any) -> dict[str, Tensor]:
 
 
 def _settings(optimizer: Any) -> dict[str, Any]:
-    return {"groups": [described(g["method"]) for g in optimizer.param_groups]}
+    settings: dict[str, Any] = {"groups": [described(g["method"]) for g in optimizer.param_groups]}
+    if optimizer._basis is not None:
+        settings["sketch"] = "activation"
+    return settings
 
 
-def check_journal(journal: Journal, optimizer: Any) -> None:
-    """Raise where the weights would not follow from losses, or an option has no use."""
+def _check(journal: Journal) -> None:
     if journal.snapshot_steps is not None:
         raise errors.snapshots_of_model()
-    if optimizer._basis is not None:
-        raise errors.journal_needs_inputs("sketch='activation' takes its subspaces from them")
-    model = optimizer.model
-    for module in () if model is None else model.modules():
-        if isinstance(module, _NormBase) and module.track_running_stats and module.training:
-            raise errors.journal_needs_inputs(f"{type(module).__name__} keeps statistics of them")
 
 
 class StepJournal:
@@ -63,11 +83,12 @@ class StepJournal:
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+        self._statistics: tuple[int, str] | None = None  # the last: number of the row, and digest
 
     @classmethod
     def begin(cls, journal: Journal, optimizer: Any) -> StepJournal:
         """Make the journal of an optimizer that has taken no step."""
-        check_journal(journal, optimizer)
+        _check(journal)
         # The start of a model is a file that its owner has.
         plain = Journal(
             journal.path, durable=journal.durable, snapshots=False, on_error=journal.on_error
@@ -77,11 +98,9 @@ class StepJournal:
         return cls(Recorder.start(plain, "torch", start, method, sampler, None, None, rules))
 
     @classmethod
-    def resume(
-        cls, journal: Journal, optimizer: Any, exact: bool
-    ) -> tuple[StepJournal, Iterator[Row]]:
-        """Open the journal of an optimizer's run; return the rows that it has still to take."""
-        check_journal(journal, optimizer)
+    def resume(cls, journal: Journal, optimizer: Any, exact: bool) -> StepJournal:
+        """Open the journal of an optimizer's run."""
+        _check(journal)
         file = JournalFile(journal._file, durable=journal.durable)
         try:
             check_driver(file.header, "torch")
@@ -97,43 +116,132 @@ class StepJournal:
                 raise errors.wrong_journal(f"its seed was {file.header['sampler']['seed']}")
             like = next(iter(start.values()), optimizer._started)
             check_surroundings(file.header, like, exact=exact)
-            recorder = Recorder(journal, file, file.header["run"], like, file.rows())
+            return cls(Recorder(journal, file, file.header["run"], like, file.rows()))
         except BaseException:
             file.close()
             raise
-        return cls(recorder), cls._left(recorder, optimizer)
 
-    @staticmethod
-    def _left(recorder: Recorder, optimizer: Any) -> Iterator[Row]:
-        while (row := recorder.peek()) is not None:
-            recorder.take("", row.step)
-            recorder.queries, recorder.began = row.queries, time.perf_counter() - row.elapsed
-            if row.step >= optimizer._step:
-                yield row
-
-    def record(self, optimizer: Any, losses: Tensor, probes: int) -> None:
-        """Record a step that is about to be taken; the first losses are those of the probes."""
+    def left(self, optimizer: Any) -> Iterator[Recorded]:
+        """Yield what an optimizer has still to do: steps, and merges between them."""
         recorder = self._recorder
+        while (row := recorder.peek()) is not None:
+            recorder.take(row.kind, row.step)
+            recorder.queries, recorder.began = row.queries, time.perf_counter() - row.elapsed
+            if row.kind not in ("", _MERGE):
+                raise errors.wrong_journal(f"it holds {row.kind!r}, which is no step")
+            try:
+                digests = digests_in(read_note(row))
+            except ValueError as error:
+                raise errors.wrong_journal(f"the note of step {row.step}: {error}") from error
+            if _STATISTICS in digests:
+                self._statistics = recorder.row, digests[_STATISTICS]
+            if row.step >= optimizer._step:
+                frames = {}
+                if _FRAMES in digests:
+                    frames = recorder.attached(recorder.row, _FRAMES, digests[_FRAMES])
+                    _check_frames(optimizer, frames)
+                yield Recorded(row, frames)
+
+    def mark_merge(self, optimizer: Any) -> None:
+        """Record that what is beside the weights is about to be brought into them."""
+        recorder = self._recorder
+        elapsed = time.perf_counter() - recorder.began
+        step, queries = optimizer._step, recorder.queries
+        recorder.write(Row(step, _MERGE, queries, math.nan, math.nan, elapsed, _NO_LOSSES))
+
+    def record(
+        self, optimizer: Any, losses: Tensor, probes: int, statistics: list[Tensor]
+    ) -> None:
+        """Record a step that is about to be taken.
+
+        Parameters
+        ----------
+        optimizer : ZOMOPI
+        losses : tensor
+            Those of the probes are the first.
+        probes : int
+        statistics : list of tensor
+            Buffers of the model that its forward passes have changed.
+        """
+        recorder = self._recorder
+        attachments = _attachments(optimizer, statistics)
         host = _arrays.to_host(losses).tolist()
         recorder.queries += len(host)
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         failed = sum(not math.isfinite(x) for x in host)
-        note = note_of(lr=rates, failed=failed)
+        note = note_of(lr=rates, failed=failed, **noted(attachments))
         elapsed, packed = time.perf_counter() - recorder.began, pack_losses(losses)
         loss = mean_of_finite(host[:probes])
-        recorder.write(
-            Row(optimizer._step, "", recorder.queries, loss, rates[0], elapsed, packed, note)
-        )
+        row = Row(optimizer._step, "", recorder.queries, loss, rates[0], elapsed, packed, note)
+        recorder.write(row, attachments)
+
+    def restore_statistics(self, optimizer: Any) -> None:
+        """Bring the statistics of a model to where the last step of the journal left them."""
+        if self._statistics is None:
+            return
+        if optimizer.model is None:
+            raise errors.journal_needs_model()
+        buffers = dict(optimizer.model.named_buffers())
+        found = self._recorder.attached(self._statistics[0], _STATISTICS, self._statistics[1])
+        if not _are_tensors(found) or not all(
+            name in buffers and buffers[name].shape == value.shape for name, value in found.items()
+        ):
+            raise errors.wrong_journal("its normalisation layers are not those of the model")
+        with torch.no_grad():
+            for name, value in found.items():
+                buffers[name].copy_(value)
 
     def close(self) -> None:
         """Close the file."""
         self._recorder.close()
 
 
-def replay_step(optimizer: Any, row: Row) -> None:
+def _attachments(optimizer: Any, statistics: list[Tensor]) -> list[Attachment]:
+    found = []
+    basis = optimizer._basis
+    if basis is not None and optimizer._refreshed_at == optimizer._step:
+        # Of the last refresh, also where it was made by a try of this step that failed.
+        found.append(attachment(_FRAMES, basis.frames(optimizer._leaves)))
+    if statistics:
+        if optimizer.model is None:
+            raise errors.journal_needs_model()
+        names = {id(buffer): name for name, buffer in optimizer.model.named_buffers()}
+        if not all(id(buffer) in names for buffer in statistics):
+            raise errors.journal_needs_model()
+        values = {names[id(buffer)]: buffer for buffer in statistics}
+        found.append(attachment(_STATISTICS, values, replaces=True))
+    return found
+
+
+def _are_tensors(tree: Any) -> bool:
+    return isinstance(tree, dict) and all(isinstance(x, Tensor) for x in tree.values())
+
+
+def _check_frames(optimizer: Any, frames: Any) -> None:
+    """Raise unless frames are such as the optimizer's leaves may have."""
+    shapes = {leaf.name: tuple(leaf.param.shape) for leaf in optimizer._leaves}
+    fits = isinstance(frames, dict) and all(
+        name in shapes
+        and isinstance(entry, tuple)
+        and len(entry) == 2
+        and entry[0] in ("left", "right")
+        and isinstance(entry[1], Tensor)
+        and entry[1].ndim == 2
+        and entry[1].shape[0] == shapes[name][0 if entry[0] == "left" else 1]
+        for name, entry in frames.items()
+    )
+    if not fits:
+        raise errors.wrong_journal("its frames are not those of the parameters")
+
+
+def replay_recorded(optimizer: Any, recorded: Recorded) -> None:
     """Let an optimizer take a recorded step: weights move as they did, the model is not called."""
+    row = recorded.row
     if row.step != optimizer._step:
         raise errors.wrong_journal(f"step {row.step} follows where {optimizer._step} is due")
+    if row.kind == _MERGE:
+        optimizer.merge()
+        return
     rates = read_note(row).get("lr")
     groups = optimizer.param_groups
     if not isinstance(rates, list) or [type(r) for r in rates] != [float] * len(groups):
@@ -141,4 +249,4 @@ def replay_step(optimizer: Any, row: Row) -> None:
     for group, rate in zip(groups, rates, strict=True):
         group["lr"] = rate
     like = next(iter(_start(optimizer).values()), optimizer._started)
-    optimizer._take_recorded(unpack_losses(row.losses, like))
+    optimizer._take_recorded(unpack_losses(row.losses, like), recorded.frames)

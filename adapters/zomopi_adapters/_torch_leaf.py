@@ -111,9 +111,20 @@ class Leaf:
         """Whether a probe is as large as the parameter and so is drawn again, never held."""
         return self.kind == "full" and self.param.ndim >= 2
 
-    def refresh(self, source: Source) -> None:
-        """Draw a new frame and carry the momentum over to it."""
-        self.set_state(self.rule.refresh(source.random, self.index, source.step, self.state))
+    def refresh(self, source: Source, frame: Tensor | None = None) -> None:
+        """Draw a new frame, or take one that is known, and carry the momentum over to it."""
+        key = source.random, self.index, source.step, self.state
+        self._begin(
+            self.rule.refresh(*key) if frame is None else self.rule.refresh_to(*key, frame)
+        )
+
+    def restart(self, source: Source, frame: Tensor | None = None) -> None:
+        """Make the state anew: the subspace is another one; with a frame that is known, if any."""
+        state = self.rule.init(source.random, self.index, self.param.detach())
+        self._begin(state if frame is None else state._replace(frame=frame))
+
+    def _begin(self, state: LeafState) -> None:
+        self.set_state(state)
         # Both are known in the old frame.
         self.direction = None
         self.remember()

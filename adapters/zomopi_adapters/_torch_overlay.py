@@ -41,10 +41,10 @@ class Overlaid(Accumulating):
         self.mergeable = mergeable
         self.places: list[tuple[Tensor | None, float]] = []  # of the slices: varying and scale
 
-    def refresh(self, source: Source) -> None:
+    def refresh(self, source: Source, frame: Tensor | None = None) -> None:
         """Draw a new frame; where the weight cannot take the coordinates up, keep the first."""
         if self.mergeable:
-            super().refresh(source)
+            super().refresh(source, frame)
 
     def move(self, source: Source, probe: int | None, scale: float) -> None:
         """Stand at one probe."""

@@ -79,6 +79,11 @@ class Replay:
         finally:
             handle.remove()
 
+    @property
+    def statistics(self) -> list[torch.Tensor]:
+        """What the normalisation layers that are trained keep of their inputs."""
+        return [buffer for buffer, _ in self._saved]
+
     def rewind(self) -> None:
         """Put everything back to where it was when the replay began."""
         self.rewind_generators()

@@ -114,6 +114,7 @@ def unpack(optimizer: Any, saved: Mapping[str, Any]) -> None:
             if optimizer._basis is None:
                 raise errors.wrong_checkpoint("it was saved with sketch='activation'")
             optimizer._basis.adopt(leaf, entry["side"])
+            optimizer._basis.forget()  # that it is fresh: its state is loaded
             optimizer._basis.seen = True
         _load(leaf, entry)
     for group, other in zip(groups, saved["param_groups"], strict=True):

@@ -32,10 +32,10 @@ from zomopi_core.subspace import Sketch
 from . import _torch_errors as errors
 from . import _torch_groups as groups_
 from . import _torch_state as state_
-from ._torch_activation import ActivationBasis
+from ._torch_activation import ActivationBasis, Frames
 from ._torch_evaluate import Closure, Evaluator, mean_of_finite
 from ._torch_groups import default_groups
-from ._torch_journal import StepJournal, replay_step
+from ._torch_journal import StepJournal, replay_recorded
 from ._torch_leaf import Leaf, Source
 from ._torch_overlay import NotBatchableError
 from ._torch_parameters import Parameters
@@ -102,8 +102,8 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         default on their device if memory is left there.
     journal : str, path or Journal, optional
         File in which each step is recorded before the weights move, so that `resume` brings a
-        model from its start to where it was. Not for models whose forward passes leave traces in
-        the run, such as statistics of batch normalisation.
+        model from its start to where it was. With frames from activations it grows at each
+        refresh; statistics of batch normalisation are part of it, and need the model.
     **options
         Options of the method: for ``"zo-mopi"`` `rank`, `spectral_rank`, `probes`, `smoothing`,
         `momentum`, `refresh_every`, `refresh`, `difference`, `weight_decay`, `side` and
@@ -192,6 +192,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             (), dtype=self._leaves[0].state.momentum.dtype, device=self._leaves[0].param.device
         )
         self._known: Any = None
+        self._recalled: Frames | None = None
         self._journal: StepJournal | None = None
         if (config := as_journal(journal)) is not None:
             self._journal = StepJournal.begin(config, self)
@@ -352,7 +353,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                 moved, alive = advance(estimator, self._started, leaves, run.source, coefficients)
                 with uninterrupted():
                     if self._journal is not None:
-                        self._journal.record(self, joined, count)
+                        self._journal.record(self, joined, count, replay.statistics)
                     accept(leaves, run.source, moved, verdict)
                     alive = _arrays.to_like(alive, self._started)
                     self._started = has_started(self._started, alive)
@@ -375,23 +376,23 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _refresh(self, run: Evaluator) -> None:
         """Refresh the subspaces that are due; once, however often a step is tried."""
-        step, leaves = run.source.step, run.leaves
-        first = step == 0 and self._basis is not None and not self._basis.seen
+        step, leaves, basis = run.source.step, run.leaves, self._basis
+        first = step == 0 and basis is not None and not basis.seen
         due = [x for x in leaves if _is_due(x, step)] if step != self._refreshed_at else []
-        if self._basis is not None and (due or first):
-            watching = self._basis.watching(leaves, run.source.random, step)
-            with self._overlay.on(), watching, run.replay.first():
-                for closure in run.closures:
-                    closure()
-            run.replay.rewind()
+        numbers = {leaf.index for leaf in due}
+        if basis is not None and (due or first):
+            self._look_at_inputs(run, basis)
         with own_arithmetic(run.kinds), uninterrupted():
-            for leaf in leaves if first else ():
-                leaf.init(run.source.random)
-            for leaf in due:
-                leaf.merge(run.source)
-                leaf.refresh(run.source)
-            if self._basis is not None:
-                self._basis.forget()
+            for leaf in due if basis is None else leaves:
+                known = None if basis is None else basis.recorded(leaf)
+                if basis is not None and leaf.index in basis.fresh:
+                    leaf.merge(run.source)
+                    leaf.restart(run.source, known)
+                elif leaf.index in numbers:
+                    leaf.merge(run.source)
+                    leaf.refresh(run.source, known)
+            if basis is not None:
+                basis.forget()
             if due or first:
                 self._refreshed_at = step
         if not self._warned and (due or step == 0):
@@ -400,16 +401,28 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                 width = self._tuner.estimator.width
                 self._warned = warn_of_invisible_probes(leaves, run.source, width)
 
-    def _take_recorded(self, losses: Tensor) -> None:
+    def _look_at_inputs(self, run: Evaluator, basis: ActivationBasis) -> None:
+        """Take the frames of linear layers from a forward pass, or from the journal."""
+        if self._recalled is not None:
+            basis.recall(run.leaves, self._recalled)
+            return
+        watching = basis.watching(run.leaves, run.source.random, run.source.step)
+        with self._overlay.on(), watching, run.replay.first():
+            for closure in run.closures:
+                closure()
+        run.replay.rewind()
+
+    def _take_recorded(self, losses: Tensor, frames: Frames) -> None:
         """Take a step whose losses are known; weights move through all its points."""
         known = iter(losses.tolist() if isinstance(losses, np.ndarray) else losses)
         self._known = losses if self.batched else None
+        self._recalled = frames
         try:
             self.step(lambda: next(known))
         except StopIteration:
             raise errors.wrong_journal("a step has too few losses") from None
         finally:
-            self._known = None
+            self._known = self._recalled = None
 
     def resume(self, journal: str | os.PathLike[str] | Journal, *, exact: bool = True) -> None:
         """Take the steps of a journal, without calling the model, and go on recording there.
@@ -432,10 +445,11 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         assert config is not None
         if self._journal is not None:
             raise errors.wrong_journal("it has one of its own")
-        opened, rows = StepJournal.resume(config, self, exact)
+        opened = StepJournal.resume(config, self, exact)
         try:
-            for row in rows:
-                replay_step(self, row)
+            for recorded in opened.left(self):
+                replay_recorded(self, recorded)
+            opened.restore_statistics(self)
         except BaseException:
             opened.close()
             raise
@@ -474,6 +488,8 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         changes but for 16 bits, whose float32 coordinates are rounded away.
         """
         assert self._random is not None
+        if self._journal is not None:
+            self._journal.mark_merge(self)
         self._parameters.merge(Source(self._random, self._step))
 
     def adapter(self) -> dict[str, dict[str, Tensor]]:
