@@ -593,9 +593,9 @@ class TestFailures:
             leaf, refreshes = optimizer._leaves[1], []
             refresh = leaf.refresh
 
-            def counted(source, refresh=refresh, refreshes=refreshes):
+            def counted(source, *frame, refresh=refresh, refreshes=refreshes):
                 refreshes.append(source.step)
-                refresh(source)
+                refresh(source, *frame)
 
             leaf.refresh = counted
             for t in range(5):
