@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from zomopi_core.line_search import MeanParabola
+from zomopi_core.look import Geometry
 from zomopi_core.noise import Noise
 from zomopi_core.rate_search import RateSearch
-from zomopi_core.smoothing import Geometry, Smoothing
+from zomopi_core.smoothing import Smoothing
 
 QUIET = Noise(measured=True)
 RANDOM = Noise(level=0.1, random=True, measured=True)

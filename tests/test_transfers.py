@@ -73,6 +73,53 @@ class TestOptimizer:
         assert optimizer.nit == 4
 
 
+def transfers(array_class, monkeypatch):
+    """Count what turns arrays into numbers of the host."""
+    counts = []
+
+    def counted(convert):
+        def call(self, *arguments, **options):
+            counts.append(self.shape)
+            return convert(self, *arguments, **options)
+
+        return call
+
+    for name in ("__bool__", "__float__", "__int__", "__index__", "__array__", "__buffer__"):
+        if hasattr(array_class, name):
+            monkeypatch.setattr(array_class, name, counted(getattr(array_class, name)))
+    return counts
+
+
+class TestTuned:
+    """A tuned run reads once at a step that looks, and not at the others."""
+
+    @pytest.mark.parametrize("options", [{}, {"smoothing": 1e-3}], ids=str)
+    def test_of_the_strict_namespace(self, make_backend, monkeypatch, options):
+        backend = make_backend("array_api_strict:device1")
+        xp = backend.xp
+        method = zo.zo_mopi(rank=3, learning_rate="auto", probes=2, refresh_every=100, **options)
+        optimizer = zo.Optimizer(start(backend), method=method)
+        read = []
+        for _ in range(70):
+            tuning = optimizer._point.tuning
+            looks, begins = tuning.attentive, not tuning.search.begun
+            points = optimizer.ask()
+            losses = [sum(xp.sum((x - 1.0) ** 2) for x in p.values()) for p in points]
+            with monkeypatch.context() as patch:
+                counts = transfers(type(losses[0]), patch)
+                optimizer.tell(losses)
+            read.append((looks, begins, len(counts)))
+        # the lengths of the first direction are known after the step that makes it
+        (first,) = [i for i, (_, _, count) in enumerate(read) if count == 2]
+        assert read[first][1]
+        assert not read[first + 1][1]
+        assert {(looks, count) for looks, _, count in read if count != 2} == {
+            (True, 1),
+            (False, 0),
+        }
+        assert sum(not looks for looks, _, _ in read) > 10
+
+
 @pytest.mark.parametrize("name", ["central", "rank chosen"])
 def test_steps_between_refreshes_run_inside_a_scan(make_backend, name):
     """One compiled loop of the pure functions ends where the driver's steps end."""

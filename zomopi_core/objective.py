@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -162,13 +161,6 @@ def check_gradient(gradient: Any, params: Any) -> Any:
                 name, f"has shape {tuple(g.shape)} and dtype {g.dtype}, not {tuple(x.shape)}"
             )
     return like_params(params, [_arrays.detach(g) for g in leaves_of(gradient)])
-
-
-def frobenius(left: Array | None, right: Array) -> float:
-    """Return the Frobenius norm of ``left @ right`` on the host, without making the product."""
-    xp = _arrays.namespace(right)
-    image = right if left is None else (_arrays.transposed(left) @ left) @ right
-    return math.sqrt(max(float(xp.sum(image * right)), 0.0))
 
 
 def invisible_fraction(x: Array, probe: Probe, smoothing: float) -> float:

@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from .line_search import LineModel, MeanParabola, Parabola, line_minimum
+from .look import Geometry
 from .noise import Noise
-from .smoothing import Geometry, Smoothing
+from .smoothing import Smoothing
 
 # Search for the first minimum: powers of four, two at a time, so that no point lies far beyond it.
 _COARSE = (1.0, 4.0)

@@ -13,13 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
-from . import _arrays
 from .estimator import FiniteDifference
+from .look import Geometry, Size, look, sizes_of
 from .noise import Noise
 from .rule import Leaves
-from .update import root_mean_square, typical_size
 
 # The smoothing at the start, its least value in units in the last place, and its largest, over
 # the size of the parameters.
@@ -44,13 +42,6 @@ _PART_OF_WAY = 0.3
 # The most of it that noise makes the smoothing: further out F is another function.
 _MOST_OF_WAY = 8.0
 _CHANGE = 4.0  # largest change of mu at a time
-
-
-class Geometry(NamedTuple):
-    """Lengths that are compared, Frobenius norms over all parameters."""
-
-    probe: float  # of a probe for smoothing 1
-    direction: float  # of the direction for rate 1
 
 
 @dataclass(frozen=True)
@@ -88,12 +79,12 @@ class Smoothing:
     steepest: float = 0.0
     spread: float = 0.0
 
-    def grown(self, leaves: Leaves) -> Smoothing:
+    def grown(self, sizes: Sequence[Size]) -> Smoothing:
         """Return the smoothing with bounds that follow parameters as they grow.
 
         Else a probe would be lost in the rounding of what has moved far from where it began.
         """
-        _, least, most = _sizes(leaves)
+        _, least, most = _bounds(sizes)
         return replace(self, least=max(least, self.least), most=max(most, self.most))
 
     def settle(
@@ -180,7 +171,7 @@ class Smoothing:
 
 def start_smoothing(estimator: FiniteDifference, leaves: Leaves) -> Smoothing:
     """Return the smoothing of a run that starts from these leaves."""
-    smallest, least, most = _sizes(leaves)
+    smallest, least, most = _bounds(look(sizes=sizes_of(leaves)).sizes)
     width = max(_START * smallest, least) if estimator.tuned else estimator.width
     return Smoothing(
         tuned=estimator.tuned,
@@ -193,9 +184,8 @@ def start_smoothing(estimator: FiniteDifference, leaves: Leaves) -> Smoothing:
     )
 
 
-def _sizes(leaves: Leaves) -> tuple[float, float, float]:
+def _bounds(sizes: Sequence[Size]) -> tuple[float, float, float]:
     """Return the smallest of the parameters' sizes, and the bounds of the smoothing."""
-    sizes = [(float(typical_size(x, rule.subspace.columns(x.shape))), x) for rule, x in leaves]
-    least = max(_LEAST * _arrays.epsilon(x) * float(root_mean_square(x)) for _, x in sizes)
-    least = max(least, _TINY * min(size for size, _ in sizes))
-    return min(size for size, _ in sizes), least, _MOST * max(size for size, _ in sizes)
+    smallest, largest = (f(size.typical for size in sizes) for f in (min, max))
+    least = max(_LEAST * size.epsilon * size.rms for size in sizes)
+    return smallest, max(least, _TINY * smallest), _MOST * largest

@@ -13,11 +13,11 @@ from .binding import ArrayBinding
 from .candidates import Candidates
 from .constraints import Projection
 from .estimator import FiniteDifference
+from .look import Length, length, look, sizes_of
 from .method import Method, State, leaves_of, like_params
-from .objective import check_gradient, frobenius, invisible_fraction
+from .objective import check_gradient, invisible_fraction
 from .point import Point, Snapshot
 from .rule import Probe
-from .smoothing import Geometry
 from .tuning import NOTHING, USABLE, Plan, Tuning, Verdict
 from .update import Change
 
@@ -197,8 +197,8 @@ class Stepper:
             best = params
         elif tuning.search.tuned:
             direction = self._direction(after, step)
-            if not tuning.search.begun:
-                tuning = tuning.begin(self._geometry(direction, asked.probes))
+            if tuning.can_begin:
+                tuning = tuning.begin(look((), (), *_lengths(asked.probes, direction)).geometry)
         return Point(
             params,
             after,
@@ -217,20 +217,12 @@ class Stepper:
         if not tuning.attentive:
             return tuning.passed(), USABLE
         count = len(asked.estimator.evaluations)
-        host = _arrays.to_host(losses).tolist()
-        c = _arrays.to_host(coefficients)
-        return tuning.grown(self.method.rules_of(point.params)).told(
-            (c if c.ndim == 1 else c[0]).tolist(),
-            host[:count],
-            host[count:],
-            self._geometry(point.direction, asked.probes),
+        (host, c), sizes, geometry = look(
+            (losses, coefficients if coefficients.ndim == 1 else coefficients[0, ...]),
+            sizes_of(self.method.rules_of(point.params)),
+            *_lengths(asked.probes, point.direction),
         )
-
-    @staticmethod
-    def _geometry(direction: tuple[Change, ...], probes: tuple[Probe, ...]) -> Geometry:
-        probe = math.hypot(*(frobenius(*p.factors(0)) for p in probes))
-        lengths = [frobenius(c.left, c.right) * abs(float(c.scale)) for c in direction]
-        return Geometry(probe, math.hypot(*lengths))
+        return tuning.grown(sizes).told(c, host[:count], host[count:], geometry)
 
     def descend(self, point: Point, gradient: Any) -> Point:
         """Return the next point of a first-order method."""
@@ -291,6 +283,16 @@ class Stepper:
             unit = 1.0 if leaf.unit is None else leaf.unit
             changes.append(Change(change.left, change.right, -unit if tuned else 0.0, None))
         return tuple(changes)
+
+
+def _lengths(
+    probes: tuple[Probe, ...], direction: tuple[Change, ...]
+) -> tuple[list[Length], list[Length]]:
+    """Return the lengths of the first probe and of a direction, array by array."""
+    return (
+        [length(*probe.factors(0)) for probe in probes],
+        [length(change.left, change.right, change.scale) for change in direction],
+    )
 
 
 def _along(plan: Plan, point: Point) -> tuple[Change, ...]:

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 from . import _arrays, errors
 from .balance import Balance, balance_of
 from .estimator import FiniteDifference
+from .look import Geometry, Size
 from .method import Method
 from .momentum import ExponentialAverage, Momentum
 from .noise import LINE_POINTS, Noise
 from .rate_search import RateSearch
 from .retreat import Descent
 from .rule import Leaves
-from .smoothing import Geometry, Smoothing, start_smoothing
+from .smoothing import Smoothing, start_smoothing
 
 # The longest step, as a part of the largest number of the parameters' dtype, and the longest
 # whose sixth power, which a fit needs, float64 holds: an F without a minimum asks for any.
@@ -137,10 +138,10 @@ class Tuning:
             smoothing=replace(self.smoothing, settled=True),
         )
 
-    def grown(self, leaves: Leaves) -> Tuning:
+    def grown(self, sizes: Sequence[Size]) -> Tuning:
         """Return the tuning with bounds of the smoothing that follow parameters as they grow."""
-        balance = self.balance.grown(len(leaves))
-        return replace(self, smoothing=self.smoothing.grown(leaves), balance=balance)
+        balance = self.balance.grown(len(sizes))
+        return replace(self, smoothing=self.smoothing.grown(sizes), balance=balance)
 
     def postponed(self) -> Tuning:
         """Return the tuning with the next line search a step later."""
@@ -155,10 +156,13 @@ class Tuning:
         """Return the tuning after a step at which it looked at nothing."""
         return replace(self, search=self.search.passed())
 
+    @property
+    def can_begin(self) -> bool:
+        """Whether the line search waits for a first direction."""
+        return self.search.tuned and not self.search.begun and self.smoothing.settled
+
     def begin(self, geometry: Geometry) -> Tuning:
         """Return the tuning with the first guess of the line search, for a first direction."""
-        if not self.smoothing.settled:
-            return self
         return replace(self, search=self.search.begin(self.smoothing, geometry))
 
     def told(

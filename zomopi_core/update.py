@@ -200,7 +200,12 @@ def typical_size(x: Array, columns: int) -> Array:
     The second term is the size at which a row times a vector of unit entries is about 1: it is
     what a parameter that starts at zero is measured by.
     """
-    return _maximum(root_mean_square(x), 1.0 / math.sqrt(columns))
+    return at_least_a_row(root_mean_square(x), columns)
+
+
+def at_least_a_row(size: Any, columns: int) -> Any:
+    """Return the typical size for a root mean square, a number or a 0-d array."""
+    return _maximum(size, 1.0 / math.sqrt(columns))
 
 
 def root_mean_square(x: Array) -> Array:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from zomopi_core.draws import Draw
 from zomopi_core.estimator import Evaluation, Weighted
+from zomopi_core.look import Length, length
 from zomopi_core.momentum import ExponentialAverage
-from zomopi_core.objective import frobenius
 from zomopi_core.rule import LeafState, Rule
 from zomopi_core.sampling import Randomness
 from zomopi_core.subspace import Sketch
@@ -184,10 +184,9 @@ class Leaf:
             block[i] = values
         return block
 
-    def length(self, varying: Tensor) -> float:
-        """Return the Frobenius norm of what a varying factor stands for."""
-        left, right = (None, varying) if self.kind == "full" else self.product(varying)
-        return frobenius(left, right)
+    def length(self, varying: Tensor) -> Length:
+        """Return the Frobenius norm of what a varying factor stands for, not read yet."""
+        return length(*((None, varying) if self.kind == "full" else self.product(varying)))
 
     def direct(self, change: Change, state: LeafState) -> None:
         """Keep the direction of a step, where the rate is tuned."""

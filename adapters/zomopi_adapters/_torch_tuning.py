@@ -7,21 +7,20 @@ frames: a search that is due then waits for the next step.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from zomopi_core import _arrays
 from zomopi_core.balance import Balance, Share
 from zomopi_core.estimator import Evaluation, FiniteDifference
 from zomopi_core.line_search import LineModel, MeanParabola, Parabola
+from zomopi_core.look import Length, Size, look, sizes_of
 from zomopi_core.noise import Noise
 from zomopi_core.rate_search import RateSearch
 from zomopi_core.retreat import Descent
-from zomopi_core.smoothing import Geometry, Smoothing
+from zomopi_core.smoothing import Smoothing
 from zomopi_core.tuning import USABLE, Tuning, Verdict, count_unknowns, fitted_average, tuning_of
 
 from . import _torch_errors as errors
@@ -89,16 +88,15 @@ class Tuner:
             return tuple(Evaluation(0 if s else None, s * width) for s in scales)
         return tuple(Evaluation(STEP if s else None, s) for s in scales)
 
-    def grown(self, leaves: list[Leaf]) -> Tuning | None:
-        """Return the tuning with bounds that follow the parameters, which must stand at X."""
-        tuning = self.tuning
-        if tuning is None or not tuning.attentive:
-            return tuning
-        return tuning.grown([(x.rule, x.param.detach()) for x in leaves])
+    def sizes(self, leaves: list[Leaf]) -> list[Size]:
+        """Return the sizes of the parameters, which must stand at X, if `told` needs them."""
+        if self.tuning is None or not self.tuning.attentive:
+            return []
+        return sizes_of([(x.rule, x.param.detach()) for x in leaves])
 
     def told(
         self,
-        tuning: Tuning | None,
+        sizes: list[Size],
         coefficients: Tensor,
         losses: Tensor,
         leaves: list[Leaf],
@@ -108,28 +106,28 @@ class Tuner:
 
         Parameters
         ----------
-        tuning : Tuning or None
-            What `grown` returned before the step.
+        sizes : list of Size
+            What `sizes` returned before the step.
         coefficients : tensor of shape (N,)
         losses : tensor
             Of the step's probes, and of the points of `points`.
         leaves : list of Leaf
         source : Source
         """
+        tuning = self.tuning
         if tuning is None:
             return None, USABLE
         if not tuning.attentive:
             return tuning.passed(), USABLE
         count = len(self.estimator.evaluations)
-        host = _arrays.to_host(losses).tolist()
-        c = _arrays.to_host(coefficients).tolist()
-        return tuning.told(c, host[:count], host[count:], _geometry(leaves, source))
+        (host, c), read, geometry = look((losses, coefficients), sizes, *_lengths(leaves, source))
+        return tuning.grown(read).told(c, host[:count], host[count:], geometry)
 
     def begun(self, tuning: Tuning | None, leaves: list[Leaf], source: Source) -> Tuning | None:
         """Return the tuning after the leaves have new directions."""
-        if tuning is None or not tuning.search.tuned or tuning.search.begun:
+        if tuning is None or not tuning.can_begin:
             return tuning
-        return tuning.begin(_geometry(leaves, source))
+        return tuning.begin(look((), (), *_lengths(leaves, source)).geometry)
 
     def pack(self) -> dict[str, Any] | None:
         """Return the tuning as numbers, tuples and dicts."""
@@ -151,10 +149,12 @@ def share(tuning: Tuning | None, leaves: list[Leaf]) -> None:
             leaf.share = factors[leaf.index]
 
 
-def _geometry(leaves: list[Leaf], source: Source) -> Geometry:
-    probes = [leaf.length(leaf.varying(source, 0)) for leaf in leaves]
-    steps = [leaf.length(leaf.direction) for leaf in leaves if leaf.direction is not None]
-    return Geometry(math.hypot(*probes), math.hypot(*steps))
+def _lengths(leaves: list[Leaf], source: Source) -> tuple[list[Length], list[Length]]:
+    """Return the lengths of the first probe and of the direction, leaf by leaf."""
+    return (
+        [leaf.length(leaf.varying(source, 0)) for leaf in leaves],
+        [leaf.length(leaf.direction) for leaf in leaves if leaf.direction is not None],
+    )
 
 
 def fit_memories(groups: Sequence[dict[str, Any]], estimator: FiniteDifference) -> None:

@@ -336,7 +336,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                 leaf.follow()
         self._refresh(run)
         with own_arithmetic(kinds):
-            grown = tuner.grown(leaves)
+            sizes = tuner.sizes(leaves)
         try:
             losses = self._losses(run)
             with own_arithmetic(kinds):
@@ -346,7 +346,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                 if self._on_failure == "raise" and not all(finite.tolist()):
                     raise NonFiniteLossError(f"losses of step {self._step}: {losses[:count]}")
                 coefficients = estimator.differences(joined[:count])
-                tuning, verdict = tuner.told(grown, coefficients, joined, leaves, run.source)
+                tuning, verdict = tuner.told(sizes, coefficients, joined, leaves, run.source)
                 if not verdict.usable:
                     coefficients = coefficients * math.nan
                 share(tuning, leaves)

@@ -15,7 +15,7 @@ from .backends import (
 )
 from .cholesky import inverse_cholesky_factor
 from .compilation import compiled, full_precision, register_static
-from .conversions import detach, from_bytes, from_host, quiet, to_bytes, to_host, to_like
+from .conversions import detach, from_bytes, from_host, quiet, read, to_bytes, to_host, to_like
 from .decisions import all_hold, largest, number, select
 from .memory import (
     axis_order,
@@ -98,6 +98,7 @@ __all__ = [
     "number",
     "on_gpu",
     "quiet",
+    "read",
     "read_only",
     "register_static",
     "reshaped",

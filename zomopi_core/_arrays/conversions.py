@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat as compat
 import numpy as np
 
-from .namespaces import Array, device, dtype_name, library, namespace, working_dtype
+from .namespaces import Array, device, dtype_name, epsilon, library, namespace, working_dtype
 
 # NumPy has one object for each of these, so that a look at the identity tells them apart.
 _SINGLE, _DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
@@ -40,6 +41,25 @@ def to_host(x: Array) -> np.ndarray[Any, Any]:
     # The standard has no name for the host; a library's default device is the nearest to it.
     default = namespace(x).__array_namespace_info__().default_device()
     return np.asarray(x.to_device(default))
+
+
+def read(values: Sequence[Any]) -> list[list[float]]:
+    """Return the entries of numbers, scalars and 1-d arrays, in one transfer from each device."""
+    result: list[list[float]] = [[] for _ in values]
+    places: dict[Any, list[int]] = {}
+    for i, x in enumerate(values):
+        if isinstance(x, float | int | np.ndarray | np.generic):
+            result[i] = np.ravel(x).tolist()
+        else:
+            places.setdefault((library(namespace(x)), str(device(x))), []).append(i)
+    for place in places.values():
+        arrays = [detach(values[i]) for i in place]
+        xp, dtype = namespace(arrays[0]), min(arrays, key=epsilon).dtype
+        flat = [xp.reshape(xp.astype(x, dtype, copy=False), (-1,)) for x in arrays]
+        numbers = iter(to_host(xp.concat(flat)).tolist())
+        for i, x in zip(place, flat, strict=True):
+            result[i] = [next(numbers) for _ in range(x.shape[0])]
+    return result
 
 
 def from_host(values: Array, like: Array) -> Array:
