@@ -60,6 +60,25 @@ def trainer(
 
 
 class TestTrainer:
+    def test_losses_that_fail_by_accident_are_computed_again(self, tmp_path):
+        ends, calls = [], []
+        for fails in (set(), {2, 5, 11}):
+            made = trainer(tmp_path, max_steps=3, zero_order={"on_failure": "auto"})
+            compute, count = made.compute_loss, []
+
+            def flaky(model, inputs, compute=compute, count=count, fails=fails, **kwargs):
+                count.append(1)
+                loss = compute(model, inputs, **kwargs)
+                return loss * torch.nan if len(count) in fails else loss
+
+            made.compute_loss = flaky
+            made.train()
+            calls.append(len(count))
+            ends.append([p.detach() for p in made.model.parameters()])
+        assert calls == [12, 15]
+        for x, y in zip(*ends, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
+
     def test_is_the_optimizer_in_the_usual_loop(self, tmp_path):
         made = trainer(tmp_path, max_steps=3, lr_scheduler_type="constant")
         model = made.model

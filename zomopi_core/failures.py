@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from . import errors
+from . import _arrays, errors
+from ._arrays import Array
 from ._checks import as_python, check_count, check_name, not_negative
+from .losses import replace_losses
 from .repetition import Repetition
 
 KINDS = ("non-finite", "exception", "timeout")
@@ -172,6 +174,58 @@ class Failures:
         unsure += [i for i in self._unsure(self._open, "auto") if i not in line]
         count = self._repetition.allowed(len(unsure)) if tried < _MOST_ROUNDS else 0
         return sorted(repeated + unsure[:count])
+
+    def repaired(
+        self,
+        losses: Array,
+        host: list[float],
+        again: Callable[[list[int]], Array],
+        probes: int | None,
+        paid_for: Callable[[], int] | None = None,
+    ) -> tuple[Array, list[float]]:
+        """Return the losses of a step when what failed was evaluated again as far as policies go.
+
+        Parameters
+        ----------
+        losses : array
+        host : list of float
+            The same on the host.
+        again : callable
+            Evaluates points, given by their numbers, and returns their losses.
+        probes : int or None
+            Number of points that make the estimate; the others lie along a line. None where
+            there is no line.
+        paid_for : callable, optional
+            Returns how many evaluations the budget still pays for; by default all.
+
+        Returns
+        -------
+        losses : array
+        host : list of float
+        """
+        tried, before = 0, self.count
+        self.inspect(host, range(len(host)))
+        line = self._line(probes)
+        while places := self.to_repeat(tried, line)[: paid_for() if paid_for else None]:
+            self.pause(places, tried)
+            losses = replace_losses(losses, places, again(places))
+            host = _arrays.to_host(losses).tolist()
+            self.learn(places, host)
+            self.inspect(host, places)
+            tried += 1
+        self.settle(host, self.count - before)
+        return losses, host
+
+    def _line(self, probes: int | None) -> list[int]:
+        """Return the points of a line that failed beside probes.
+
+        A hole among the probes costs a part of the step, one along a line all of the search. Where
+        all probes are well, a failure along the line says that it leads too far.
+        """
+        holes = self.open
+        if probes is None or not holes or holes[0] >= probes:
+            return []
+        return [i for i in holes if i >= probes]
 
     def learn(self, places: Iterable[int], losses: list[float]) -> None:
         """Take what came of points that were evaluated again, before `inspect`."""

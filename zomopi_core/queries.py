@@ -22,7 +22,6 @@ from ._journal_rows import (
 from .evaluation import Evaluator
 from .failures import Failures
 from .journal import Recorder
-from .losses import replace_losses
 from .objective import Objective
 
 
@@ -160,38 +159,15 @@ class Queries:
         due: int,
     ) -> tuple[Array, list[float]]:
         """Evaluate again what failed, as far as policies and budget go."""
-        failures, tried = self._failures, 0
-        before = failures.count
-        failures.inspect(host, range(len(host)))
-        line = self._line(probes)
-        while places := self._to_repeat(tried, line, due):
-            failures.pause(places, tried)
+
+        def again(places: list[int]) -> Array:
             found = self._evaluate(points, places, key, recorder)
-            if recorder is not None:
-                found = recorder.native(found)
-            losses = replace_losses(losses, places, found)
-            host = _arrays.to_host(losses).tolist()
-            failures.learn(places, host)
-            failures.inspect(host, places)
-            tried += 1
-        failures.settle(host, failures.count - before)
-        return losses, host
+            return found if recorder is None else recorder.native(found)
 
-    def _line(self, probes: int | None) -> list[int]:
-        """Return the points of a line that failed beside probes.
+        def paid_for() -> int:
+            return max(0, self._limit - self._objective.calls - due)
 
-        A hole among the probes costs a part of the step, one along a line all of the search. Where
-        all probes are well, a failure along the line says that it leads too far.
-        """
-        holes = self._failures.open
-        if probes is None or not holes or holes[0] >= probes:
-            return []
-        return [i for i in holes if i >= probes]
-
-    def _to_repeat(self, tried: int, line: list[int], due: int) -> list[int]:
-        """Return the points that are evaluated next, as many as the budget pays for."""
-        left = self._limit - self._objective.calls - due
-        return self._failures.to_repeat(tried, line)[: max(0, left)]
+        return self._failures.repaired(losses, host, again, probes, paid_for)
 
 
 _NO_LOSSES = pack_losses(np.zeros(0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import numbers
 from collections.abc import Callable
@@ -56,43 +55,48 @@ class Evaluator:
             for leaf in self.leaves:
                 leaf.move(self.source, None, 0.0)
 
-    def one(self, number: int) -> Any:
-        """Return the loss at one point."""
-        if number:
-            self.replay.rewind()
+    def move_to(self, number: int) -> None:
+        """Put all parameters to a point."""
         with own_arithmetic(self.kinds), uninterrupted():
             for leaf in self.leaves:
                 leaf.move(self.source, *leaf.place(self.evaluations[number]))
+
+    def one(self, number: int) -> Any:
+        """Return the loss at one point."""
+        self.move_to(number)
         forget_casts(self.kinds)
-        watching = self.replay.first() if number == 0 else contextlib.nullcontext()
-        with self.overlay.on(), watching:
+        with self.overlay.on(), self.replay.forward_pass():
             return mean([_scalar(closure()) for closure in self.closures])
 
-    def one_by_one(self) -> list[Any]:
-        """Return the losses at all points."""
-        return [self.one(number) for number in range(len(self.evaluations))]
+    @property
+    def points(self) -> list[int]:
+        """The numbers of all points."""
+        return list(range(len(self.evaluations)))
 
-    def batched(self, chunk: int | None) -> list[Any]:
-        """Return the losses at all points, `chunk` of them from each forward pass."""
-        size = chunk or len(self.evaluations)
+    def one_by_one(self, points: list[int]) -> list[Any]:
+        """Return the losses at points."""
+        return [self.one(number) for number in points]
+
+    def batched(self, points: list[int], chunk: int | None) -> list[Any]:
+        """Return the losses at points, `chunk` of them from each forward pass."""
+        size = chunk or len(points)
         losses: list[Any] = []
         try:
-            for start in range(0, len(self.evaluations), size):
-                if start:
-                    self.replay.rewind()
-                losses += self._slices(self.evaluations[start : start + size])
+            for start in range(0, len(points), size):
+                places = points[start : start + size]
+                losses += self._slices([self.evaluations[number] for number in places])
         finally:
             self.overlay.slices = 1
             self.back()
         return losses
 
-    def _slices(self, places: tuple[Evaluation, ...]) -> tuple[Tensor, ...]:
+    def _slices(self, places: list[Evaluation]) -> tuple[Tensor, ...]:
         with own_arithmetic(self.kinds):
             for leaf in self.leaves:
                 assert isinstance(leaf, Overlaid)
                 leaf.spread(self.source, [leaf.place(e) for e in places])
         self.overlay.slices = len(places)
-        with self.overlay.on(), evaluating(len(places)):
+        with self.overlay.on(), self.replay.forward_pass(), evaluating(len(places)):
             losses = mean([_vector(closure(), len(places)) for closure in self.closures])
         return losses.unbind()  # type: ignore[no-any-return]
 
@@ -112,7 +116,6 @@ class Evaluator:
             If they differ.
         """
         ends = (0, len(losses) - 1)
-        self.replay.rewind()
         alone = [float(self.one(number)) for number in ends]
         self.back()
         found = [float(losses[number]) for number in ends]

@@ -32,6 +32,7 @@ from zomopi_core.journal import Journal, Recorder
 from . import _torch_errors as errors
 from ._torch_activation import Frames
 from ._torch_groups import Carrier
+from ._torch_repetition import Repair
 from ._torch_state import described
 
 _FRAMES, _STATISTICS, _MERGE = "frames", "statistics", "merge"
@@ -44,11 +45,14 @@ class Recorded(NamedTuple):
     Attributes
     ----------
     row : Row
+    losses : array of shape (points,)
+        At the last evaluation of each.
     frames : dict
         Those that it took from its inputs, empty where it took none.
     """
 
     row: Row
+    losses: Any
     frames: Frames
 
 
@@ -140,7 +144,8 @@ class StepJournal:
                 if _FRAMES in digests:
                     frames = recorder.attached(recorder.row, _FRAMES, digests[_FRAMES])
                     _check_frames(optimizer, frames)
-                yield Recorded(row, frames)
+                like = next(iter(_start(optimizer).values()), optimizer._started)
+                yield Recorded(row, unpack_losses(row.losses, like), frames)
 
     def mark_merge(self, optimizer: Any) -> None:
         """Record that what is beside the weights is about to be brought into them."""
@@ -150,27 +155,27 @@ class StepJournal:
         recorder.write(Row(step, _MERGE, queries, math.nan, math.nan, elapsed, _NO_LOSSES))
 
     def record(
-        self, optimizer: Any, losses: Tensor, probes: int, statistics: list[Tensor]
+        self, optimizer: Any, repair: Repair, probes: int, statistics: list[Tensor]
     ) -> None:
         """Record a step that is about to be taken.
 
         Parameters
         ----------
         optimizer : ZOMOPI
-        losses : tensor
-            Those of the probes are the first.
+        repair : Repair
+            Its losses.
         probes : int
+            Number of points that make the estimate, which are the first.
         statistics : list of tensor
             Buffers of the model that its forward passes have changed.
         """
         recorder = self._recorder
         attachments = _attachments(optimizer, statistics)
-        host = _arrays.to_host(losses).tolist()
-        recorder.queries += len(host)
+        host = _arrays.to_host(repair.joined).tolist()
+        recorder.queries += repair.made
         rates = [float(group["lr"]) for group in optimizer.param_groups]
-        failed = sum(not math.isfinite(x) for x in host)
-        note = note_of(lr=rates, failed=failed, **noted(attachments))
-        elapsed, packed = time.perf_counter() - recorder.began, pack_losses(losses)
+        note = note_of(lr=rates, **repair.note(), **noted(attachments))
+        elapsed, packed = time.perf_counter() - recorder.began, pack_losses(repair.joined)
         loss = mean_of_finite(host[:probes])
         row = Row(optimizer._step, "", recorder.queries, loss, rates[0], elapsed, packed, note)
         recorder.write(row, attachments)
@@ -248,5 +253,4 @@ def replay_recorded(optimizer: Any, recorded: Recorded) -> None:
         raise errors.wrong_journal("its learning rates are not those of the groups")
     for group, rate in zip(groups, rates, strict=True):
         group["lr"] = rate
-    like = next(iter(_start(optimizer).values()), optimizer._started)
-    optimizer._take_recorded(unpack_losses(row.losses, like), recorded.frames)
+    optimizer._take_recorded(recorded)

@@ -161,10 +161,15 @@ class Leaf:
         return (self.shared, varying) if self.kind == "left" else (varying, self.shared)
 
     def _again(self, source: Source, count: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield the probes of the step: what is at hand first, the others drawn again."""
+        """Yield the probes of the step, drawn again where they are not at hand.
+
+        In their order, whichever was evaluated last: sums of them have the same bits when they are
+        evaluated in another order, as in a replay.
+        """
         kept = self._drawn
-        for i in sorted(range(count), key=lambda i: (source.step, i) not in kept):
-            yield i, self.coordinates(source, i)
+        for i in range(count):
+            values = kept.get((source.step, i))
+            yield i, self.coordinates(source, i) if values is None else values
         self._drawn = {}
 
     def gradient(self, source: Source, weighted: Weighted) -> Tensor:

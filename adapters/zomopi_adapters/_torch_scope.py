@@ -22,9 +22,8 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 class Replay:
     """Lets several forward passes see what one of them would: generators and running statistics.
 
-    After `rewind` the generators and the statistics of normalisation layers are where they were
-    when the replay began. Whoever rewinds before each pass but the first leaves behind the state
-    that one pass leaves.
+    Each pass begins with the generators and the statistics of normalisation layers where they were
+    when the replay began, and the last one leaves behind the state that one pass leaves.
 
     Parameters
     ----------
@@ -50,6 +49,7 @@ class Replay:
         self._saved: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._known: set[int] = set()
         self._watch = modules is None
+        self._passes = 0
         for module in modules or ():
             self._save(module)
 
@@ -65,9 +65,14 @@ class Replay:
                 self._save(inner)
 
     @contextlib.contextmanager
-    def first(self) -> Iterator[None]:
-        """Surround the first pass: normalisation layers are found as they are called."""
-        if not self._watch:
+    def forward_pass(self) -> Iterator[None]:
+        """Surround a pass. In the first, normalisation layers are found as they are called."""
+        if self._passes:
+            self.rewind_generators()
+            for buffer, value in self._saved:
+                buffer.copy_(value)
+        self._passes += 1
+        if not self._watch or self._passes > 1:
             yield
             return
         handle = register_module_forward_pre_hook(self._see)
@@ -83,12 +88,6 @@ class Replay:
     def statistics(self) -> list[torch.Tensor]:
         """What the normalisation layers that are trained keep of their inputs."""
         return [buffer for buffer, _ in self._saved]
-
-    def rewind(self) -> None:
-        """Put everything back to where it was when the replay began."""
-        self.rewind_generators()
-        for buffer, value in self._saved:
-            buffer.copy_(value)
 
     def rewind_generators(self) -> None:
         """Put the generators back, and leave the statistics."""

@@ -78,6 +78,7 @@ def pack(optimizer: Any) -> dict[str, Any]:
         "started": optimizer._started,
         "warned": optimizer._warned,
         "tuning": optimizer._tuner.pack(),
+        "failures": optimizer._failures.state(),
     }
     return {"state": state, "param_groups": groups, "zomopi": zomopi}
 
@@ -122,6 +123,8 @@ def unpack(optimizer: Any, saved: Mapping[str, Any]) -> None:
     optimizer._step, optimizer._refreshed_at = own["step"], own["refreshed_at"]
     optimizer._warned = own["warned"]
     optimizer._tuner.unpack(own["tuning"])
+    if "failures" in own:  # states of before have none
+        optimizer._failures.restore(own["failures"])
     optimizer._started = own["started"].to(optimizer._started, copy=True)
     if own["seed"] is not None:
         optimizer._seed = own["seed"]

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zomopi_core.errors import NonFiniteLossError, missing_extra
+from zomopi_core.errors import missing_extra
 
 try:
     import torch
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from zomopi_core import _arrays
 from zomopi_core._checks import check_count, check_name, flag
 from zomopi_core.estimator import FiniteDifference
+from zomopi_core.failures import Retry
 from zomopi_core.journal import Journal, as_journal
-from zomopi_core.losses import join_losses
 from zomopi_core.method import Method
 from zomopi_core.rule import has_started
 from zomopi_core.sampling import Randomness, Sampler
@@ -32,13 +32,14 @@ from zomopi_core.subspace import Sketch
 from . import _torch_errors as errors
 from . import _torch_groups as groups_
 from . import _torch_state as state_
-from ._torch_activation import ActivationBasis, Frames
+from ._torch_activation import ActivationBasis
 from ._torch_evaluate import Closure, Evaluator, mean_of_finite
 from ._torch_groups import default_groups
-from ._torch_journal import StepJournal, replay_recorded
+from ._torch_journal import Recorded, StepJournal, replay_recorded
 from ._torch_leaf import Leaf, Source
 from ._torch_overlay import NotBatchableError
 from ._torch_parameters import Parameters
+from ._torch_repetition import Repair, as_failures
 from ._torch_scope import Replay, forget_casts, own_arithmetic, uninterrupted
 from ._torch_slices import per_probe, tiled
 from ._torch_step import accept, advance, keep_what_fits, warn_of_invisible_probes
@@ -94,9 +95,10 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
     generators : sequence of torch.Generator or numpy.random.Generator
         Generators of your own that the closure draws from. They are wound back, as the global
         ones are, so that all evaluations of a step see the same numbers.
-    on_failure : {"skip", "raise"}
-        What a loss that is NaN or infinite does: its probe is left out, or
-        `NonFiniteLossError` is raised. The weights are then back where they were.
+    on_failure : {"skip", "auto", "retry", "raise"} or Retry
+        What a loss that is NaN or infinite does: its probe is left out, evaluated again as long as
+        that helps, as often as `zomopi_core.Retry` says, or `NonFiniteLossError` is raised. The
+        weights are then back where they were. All but ``"skip"`` wait for the device at each step.
     reference : {"device", "host"}, optional
         Where the copy of 16-bit weights is kept that makes their restoration exact in place; by
         default on their device if memory is left there.
@@ -149,13 +151,12 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         seed: int | Sampler = 0,
         model: nn.Module | None = None,
         generators: Sequence[Any] = (),
-        on_failure: str = "skip",
+        on_failure: str | Retry = "skip",
         reference: str | None = None,
         journal: str | os.PathLike[str] | Journal | None = None,
         **options: Any,
     ) -> None:
         check_name("binding", binding, ("auto", "in_place", "overlay"))
-        check_name("on_failure", on_failure, ("skip", "raise"))
         if sketch is not None:
             check_name("sketch", sketch, ("activation",))
         if reference is not None:
@@ -170,7 +171,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             params = default_groups(params)
         if model is None and (binding == "overlay" or batched):
             raise errors.needs_model("batched=True" if batched else "binding='overlay'")
-        self.model, self._on_failure = model, on_failure
+        self.model, self._failures = model, as_failures(on_failure)
         self.batched, self.chunk = batched, chunk
         self._parameters = Parameters(model, binding, reference)
         self._leaves, self._overlay = self._parameters.leaves, self._parameters.overlay
@@ -191,8 +192,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         self._started = torch.zeros(
             (), dtype=self._leaves[0].state.momentum.dtype, device=self._leaves[0].param.device
         )
-        self._known: Any = None
-        self._recalled: Frames | None = None
+        self._recorded: Recorded | None = None
         self._journal: StepJournal | None = None
         if (config := as_journal(journal)) is not None:
             self._journal = StepJournal.begin(config, self)
@@ -337,14 +337,13 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         self._refresh(run)
         with own_arithmetic(kinds):
             sizes = tuner.sizes(leaves)
+        failures = self._failures.state()
         try:
             losses = self._losses(run)
             with own_arithmetic(kinds):
-                joined = join_losses(losses)
                 count = len(estimator.evaluations)
-                finite = _arrays.namespace(joined).isfinite(joined[:count])
-                if self._on_failure == "raise" and not all(finite.tolist()):
-                    raise NonFiniteLossError(f"losses of step {self._step}: {losses[:count]}")
+                repair = self._repair(run, losses, count)
+                losses, joined = repair.losses, repair.joined
                 coefficients = estimator.differences(joined[:count])
                 tuning, verdict = tuner.told(sizes, coefficients, joined, leaves, run.source)
                 if not verdict.usable:
@@ -353,13 +352,14 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                 moved, alive = advance(estimator, self._started, leaves, run.source, coefficients)
                 with uninterrupted():
                     if self._journal is not None:
-                        self._journal.record(self, joined, count, replay.statistics)
+                        self._journal.record(self, repair, count, replay.statistics)
                     accept(leaves, run.source, moved, verdict)
                     alive = _arrays.to_like(alive, self._started)
                     self._started = has_started(self._started, alive)
                     self._step += 1
                     tuner.tuning = tuner.begun(tuning, leaves, run.source)
         except BaseException:
+            self._failures.restore(failures)
             run.back()
             raise
         finally:
@@ -403,26 +403,25 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _look_at_inputs(self, run: Evaluator, basis: ActivationBasis) -> None:
         """Take the frames of linear layers from a forward pass, or from the journal."""
-        if self._recalled is not None:
-            basis.recall(run.leaves, self._recalled)
+        if self._recorded is not None:
+            basis.recall(run.leaves, self._recorded.frames)
             return
         watching = basis.watching(run.leaves, run.source.random, run.source.step)
-        with self._overlay.on(), watching, run.replay.first():
+        with self._overlay.on(), watching, run.replay.forward_pass():
             for closure in run.closures:
                 closure()
-        run.replay.rewind()
 
-    def _take_recorded(self, losses: Tensor, frames: Frames) -> None:
+    def _take_recorded(self, recorded: Recorded) -> None:
         """Take a step whose losses are known; weights move through all its points."""
+        losses = recorded.losses
         known = iter(losses.tolist() if isinstance(losses, np.ndarray) else losses)
-        self._known = losses if self.batched else None
-        self._recalled = frames
+        self._recorded = recorded
         try:
             self.step(lambda: next(known))
         except StopIteration:
             raise errors.wrong_journal("a step has too few losses") from None
         finally:
-            self._known = self._recalled = None
+            self._recorded = None
 
     def resume(self, journal: str | os.PathLike[str] | Journal, *, exact: bool = True) -> None:
         """Take the steps of a journal, without calling the model, and go on recording there.
@@ -462,11 +461,11 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             self._journal = None
 
     def _losses(self, run: Evaluator) -> list[Any]:
-        if self._known is not None:  # of points that leave the weights alone
-            return list(self._known)
+        if self.batched and self._recorded is not None:  # of points that leave the weights alone
+            return list(self._recorded.losses)
         if self.batched:
             try:
-                losses = run.batched(self.chunk)
+                losses = run.batched(run.points, self.chunk)
                 self._compared = self._compared or run.compare(losses)
                 return losses
             except NotBatchableError as error:
@@ -474,8 +473,22 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                     f"the probes run one by one from now on: {error}", UserWarning, stacklevel=4
                 )
                 self.batched = False
-                run.replay.rewind()
-        return run.one_by_one()
+        return run.one_by_one(run.points)
+
+    def _repair(self, run: Evaluator, losses: list[Any], probes: int) -> Repair:
+        """Look at what failed, unless nothing follows from it: that would wait for the device."""
+
+        def again(points: list[int]) -> list[Any]:
+            return run.batched(points, self.chunk) if self.batched else run.one_by_one(points)
+
+        repair = Repair(self._failures, losses, again)
+        if self._recorded is not None:
+            if len(self._recorded.losses) != len(losses):
+                raise errors.wrong_journal("a step has too many losses")
+            repair.recall(self._recorded.row, run.move_to)
+        elif self._failures.policy["non-finite"] != "skip" or run.points[probes:] or self._journal:
+            repair.run(run.source.step, probes)
+        return repair
 
     # What is beside the weights
 
