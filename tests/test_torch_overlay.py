@@ -376,6 +376,90 @@ class Int8Linear(nn.Module):
         return F.linear(x, self.weight.to(x.dtype) * self.scale.to(x.dtype), self.bias)
 
 
+class Scaled8Bits(torch.Tensor):
+    """A tensor of integers and scales that calls itself a float, as those of torchao do.
+
+    Like them it has `linear` and next to nothing else.
+    """
+
+    @staticmethod
+    def __new__(cls, integers, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, integers.shape, dtype=scale.dtype)
+
+    def __init__(self, integers, scale):
+        self.integers, self.scale = integers, scale
+
+    @classmethod
+    def of(cls, x):
+        scale = x.detach().abs().amax(dim=1, keepdim=True) / 127
+        return cls((x.detach() / scale).round().to(torch.int8), scale)
+
+    def __tensor_flatten__(self):
+        return ["integers", "scale"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner, context, size, stride):
+        return cls(inner["integers"], inner["scale"])
+
+    def value(self):
+        return self.integers.to(self.scale.dtype) * self.scale
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is F.linear:
+            x, weight, *bias = args
+            return F.linear(x, weight.value(), *bias)
+        return super().__torch_function__(func, types, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func in {torch.ops.aten.detach.default, torch.ops.aten.clone.default}:
+            return cls(args[0].integers.clone(), args[0].scale.clone())
+        raise NotImplementedError(func)
+
+
+class TestWrapperSubclasses:
+    """Quantised weights that are tensor subclasses with the dtype of what they stand for."""
+
+    def make(self, trainable):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+        for i in (0, 2):
+            weight = Scaled8Bits.of(model[i].weight)
+            model[i].weight = nn.Parameter(weight, requires_grad=trainable)
+        return model
+
+    @pytest.mark.parametrize("binding", ["auto", "overlay"])
+    @pytest.mark.parametrize("trainable", [False, True])
+    def test_are_trained_beside(self, trainable, binding):
+        model = self.make(trainable)
+        before = model[0].weight.integers.clone()
+        optimizer = ZOMOPI(model, lr=0.1, vector_lr=0.01, rank=3, binding=binding)
+        assert optimizer.bindings["0.weight"] == optimizer.bindings["2.weight"] == "overlay"
+        losses = [float(optimizer.step(objective(model))) for _ in range(8)]
+        assert torch.equal(model[0].weight.integers, before)
+        plain = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+        start = self.make(False)
+        for i in (0, 2):
+            plain[i].weight.data = start[i].weight.value()
+            plain[i].bias.data = start[i].bias.data
+        optimizer = ZOMOPI(plain, lr=0.1, vector_lr=0.01, rank=3, binding="overlay")
+        expected = [float(optimizer.step(objective(plain))) for _ in range(8)]
+        assert losses == pytest.approx(expected, rel=1e-9)
+
+    def test_two_of_one_shape_are_two(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)).double()
+        for layer in model:
+            layer.weight = nn.Parameter(Scaled8Bits.of(layer.weight), requires_grad=False)
+        assert {"0.weight", "1.weight"} < set(ZOMOPI(model, lr=0.1).bindings)
+
+    def test_their_parameters_alone_are_refused(self):
+        message = r"0\.weight is a Scaled8Bits, which .* pass the model"
+        with pytest.raises(TypeError, match=message):
+            ZOMOPI(self.make(True).named_parameters(), lr=0.1)
+
+
 class TestQuantised:
     def make(self, dtype=torch.float64):
         torch.manual_seed(0)
@@ -435,6 +519,52 @@ class TestQuantised:
             ])  # fmt: skip
         # default rates of vectors aside, which are given; matrices have lr
         assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+    @pytest.mark.parametrize("batched", [False, True])
+    def test_copies_have_what_was_merged(self, batched):
+        """As copies of other layers: plain before a merge, the trained model after it."""
+        model, x = self.make(), data()[0]
+        with torch.no_grad():
+            plain = model(x)
+        optimizer = ZOMOPI(model, lr=0.5, rank=4, binding="overlay", batched=batched)
+        optimizer.step(lambda: rows_loss(model, x))
+
+        def copies():
+            file = io.BytesIO()
+            torch.save(model, file)
+            file.seek(0)
+            return copy.deepcopy(model), torch.load(file, weights_only=False)
+
+        with torch.no_grad():
+            for other in copies():
+                torch.testing.assert_close(other(x), plain)
+            optimizer.merge()
+            trained, merged = model(x), copies()
+            assert not torch.allclose(trained, plain, atol=1e-3)
+            optimizer.step(lambda: rows_loss(model, x))
+            assert not torch.allclose(model(x), trained, atol=1e-3)
+            for other in (*merged, *copies(), copy.deepcopy(merged[0])):
+                torch.testing.assert_close(other(x), trained)
+                torch.testing.assert_close(other.float()(x.float()), trained.float())
+            optimizer.detach()
+            for other in copies():
+                torch.testing.assert_close(other(x), model(x))
+
+    def test_a_layer_called_with_keywords(self):
+        class Keywords(nn.Module):
+            def __init__(self, layer):
+                super().__init__()
+                self.layer = layer
+
+            def forward(self, x):
+                return self.layer(x=x)
+
+        model, x = self.make()[0], data()[0]
+        losses = []
+        for m in (model, Keywords(self.make()[0])):
+            optimizer = ZOMOPI(m, lr=0.1, rank=4, binding="overlay")
+            losses.append([float(optimizer.step(lambda m=m: rows_loss(m, x))) for _ in range(3)])
+        assert losses[0] == losses[1]
 
     def test_methods_in_the_full_space_are_refused(self):
         with pytest.raises(ValueError, match=r"0.weight is quantised, and the steps of mezo"):

@@ -141,6 +141,15 @@ def not_floating(name: str, dtype: object) -> TypeError:
     )
 
 
+def wrapper(name: str, kind: str) -> TypeError:
+    """Explain that nothing can be added to a tensor that stands for others."""
+    return TypeError(
+        f"{name} is a {kind}, which stands for other tensors and cannot take up a step; freeze it "
+        "(requires_grad_(False)), or, if it is the quantised weight of a linear layer, pass the "
+        "model: default_groups has its update beside the weight"
+    )
+
+
 def quantised_full_space(name: str, method: str) -> ValueError:
     """Explain that a method has no low-rank update to lay beside a quantised weight."""
     return ValueError(

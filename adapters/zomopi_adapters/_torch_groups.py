@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import zomopi_core as zo
 from zomopi_core.errors import unknown_name, wrong_method
@@ -53,12 +54,26 @@ def named(params: Any) -> list[dict[str, Any]]:
 
 def storage(tensor: Tensor) -> Any:
     """Return what two tensors have in common that share all of their memory."""
-    if tensor.numel() == 0 or 0 in tensor.stride() or tensor.device.type == "meta":
+    if is_wrapper(tensor) or tensor.device.type == "meta":
+        return id(tensor)
+    if tensor.numel() == 0 or 0 in tensor.stride():
         return id(tensor)
     try:
         return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.device
     except RuntimeError:  # some subclasses have no memory of their own
         return id(tensor)
+
+
+def is_wrapper(tensor: Tensor) -> bool:
+    """Tell whether a tensor only stands for others, as the quantised weights of torchao do.
+
+    Its dtype is that of what it stands for, and nothing can be added to it.
+    """
+    return bool(is_traceable_wrapper_subclass(tensor))
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return is_wrapper(tensor) and hasattr(tensor, "device_mesh")  # a DTensor
 
 
 def prepared(groups: list[dict[str, Any]], known: set[Any]) -> list[dict[str, Any]]:
@@ -71,6 +86,8 @@ def prepared(groups: list[dict[str, Any]], known: set[Any]) -> list[dict[str, An
                 continue
             if not param.is_floating_point() or param.is_complex():
                 raise errors.not_floating(name, param.dtype)
+            if is_wrapper(param):
+                raise errors.wrapper(name, type(param).__name__)
             if param.numel() == 0:
                 continue
             known.add(storage(param))
@@ -192,7 +209,7 @@ def is_quantised_linear(module: nn.Module) -> bool:
     """Tell whether a module is a linear layer whose weight is not of floating point.
 
     Quantised layers of all libraries have ``in_features`` and ``out_features``; their weight is
-    an integer tensor, or packed.
+    an integer tensor, packed, or a subclass that stands for integers and their scales.
     """
     sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if not all(isinstance(size, int) for size in sizes):
@@ -200,7 +217,8 @@ def is_quantised_linear(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):  # packed: weight is a method, or is not there
         return not any(p.requires_grad for p in module.parameters(recurse=False))
-    return not weight.is_floating_point() or weight.is_quantized
+    stands_for_others = is_wrapper(weight) and not _is_sharded(weight)
+    return not weight.is_floating_point() or weight.is_quantized or stands_for_others
 
 
 class Carrier(nn.Parameter):  # type: ignore[misc]
@@ -267,8 +285,12 @@ def default_groups(model: nn.Module) -> list[dict[str, Any]]:
             kernels.update(map(id, own))
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             tables.update(map(id, own))
+    quantised = {n: m for n, m in model.named_modules() if is_quantised_linear(m)}
+    beside = {id(getattr(m, "weight", None)) for m in quantised.values()}
     for name, param in model.named_parameters():
         if not param.requires_grad or not param.is_floating_point() or storage(param) in seen:
+            continue
+        if id(param) in beside:
             continue
         seen.add(storage(param))
         if id(param) in tables:
@@ -278,9 +300,8 @@ def default_groups(model: nn.Module) -> list[dict[str, Any]]:
         else:
             kind = "matrices" if param.ndim == 2 or id(param) in kernels else "stacks"
         groups[kind].append((name, param))
-    for name, module in model.named_modules():
-        if is_quantised_linear(module):
-            groups["matrices"].append((f"{name}.weight" if name else "weight", Carrier.of(module)))
+    for name, module in quantised.items():
+        groups["matrices"].append((f"{name}.weight" if name else "weight", Carrier.of(module)))
     result: list[dict[str, Any]] = [
         {"params": params, "name": name} for name, params in groups.items() if params
     ]

@@ -40,6 +40,7 @@ class Overlaid(Accumulating):
         super().__init__(*args)
         self.mergeable = mergeable
         self.places: list[tuple[Tensor | None, float]] = []  # of the slices: varying and scale
+        self.settled: Tensor | None = None  # coordinates that a merge could not bring anywhere
 
     def refresh(self, source: Source, frame: Tensor | None = None) -> None:
         """Draw a new frame; where the weight cannot take the coordinates up, keep the first."""
@@ -69,7 +70,12 @@ class Overlaid(Accumulating):
     def load_extra(self, extra: dict[str, Tensor]) -> None:
         """Take over the coordinates and the factor of the weight."""
         super().load_extra(extra)
-        self.places = []
+        self.places, self.settled = [], extra.get("settled")
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Return the coordinates, those at the last merge, and the factor of the weight."""
+        extra = super().extra_state()
+        return extra if self.settled is None else {**extra, "settled": self.settled}
 
     def forget(self) -> None:
         """Drop what was learned beside the weight: somebody has loaded another one."""
@@ -78,8 +84,14 @@ class Overlaid(Accumulating):
             self.remember()
 
     def merge(self, source: Source) -> None:
-        """Bring the coordinates into the weight; 16-bit weights are rounded stochastically."""
-        if not self.mergeable or (self.total is None and self.shrink is None):
+        """Bring the coordinates into the weight; 16-bit weights are rounded stochastically.
+
+        Where the weight cannot take them up they stay, and copies of the model get them.
+        """
+        if not self.mergeable:
+            self.settled = None if self.total is None else self.total.clone()
+            return
+        if self.total is None and self.shrink is None:
             return
         self._write(self.param, self.param, self.total, source)
         self.total = self.shrink = None
@@ -140,64 +152,6 @@ class Overlaid(Accumulating):
         displacement = self.displacements()[0]
         self._write(value, self.param.detach(), displacement, None)
         return value
-
-
-class OverlaidForward:
-    """The forward of a model with the overlay switched on; a copy of the model has the plain one.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    overlay : Overlay
-    """
-
-    def __init__(self, model: Any, overlay: Overlay) -> None:
-        self.__wrapped__ = model.forward  # by which its signature is found
-        self._model, self.overlay = model, overlay
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.overlay.on():
-            return self.__wrapped__(*args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return getattr(type(self._model), "forward").__get__(memo[id(self._model)])  # noqa: B009
-
-    def __reduce__(self) -> Any:
-        return getattr, (self._model, "forward")
-
-
-class LoadedWeights:
-    """Drops what was learned beside the weights of a model, when others are loaded into it.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Its copies are left alone.
-    overlay : Overlay
-
-    Attributes
-    ----------
-    paused : bool
-        Whether weights may come that belong to what is beside them, as in a checkpoint.
-    """
-
-    def __init__(self, model: Any, overlay: Overlay) -> None:
-        self._model, self._overlay, self.paused = model, overlay, False
-
-    def __call__(self, module: Any, keys: Any) -> None:
-        if module is self._model and not self.paused:
-            for leaf in self._overlay.leaves.values():
-                leaf.forget()
-
-    def __reduce__(self) -> Any:  # of copies, too
-        return _Nothing, ()
-
-
-class _Nothing:
-    """Stands for `LoadedWeights` in copies of a model."""
-
-    def __call__(self, module: Any, keys: Any) -> None:
-        """Do nothing."""
 
 
 class Overlay(TorchFunctionMode):  # type: ignore[misc]

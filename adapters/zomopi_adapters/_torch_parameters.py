@@ -13,9 +13,10 @@ from zomopi_core.sampling import Randomness, Sampler
 from . import _torch_errors as errors
 from ._torch_binding import Choice, overlay_places
 from ._torch_groups import Carrier, storage
-from ._torch_layers import HANDLERS, low_rank
+from ._torch_hooks import LearnedBeside, LoadedWeights, OverlaidForward
+from ._torch_layers import HANDLERS
 from ._torch_leaf import Leaf, Source
-from ._torch_overlay import LoadedWeights, Overlaid, OverlaidForward, Overlay
+from ._torch_overlay import Overlaid, Overlay
 from ._torch_reference import Referenced
 from ._torch_scope import own_arithmetic, uninterrupted
 
@@ -90,11 +91,8 @@ class Parameters:
     def _lay_over(self, leaf: Overlaid) -> None:
         if isinstance(leaf.param, Carrier):
             leaf.mergeable = False
-            leaf.param.module.register_forward_hook(
-                lambda module, inputs, output: low_rank(
-                    self.overlay, leaf, inputs[0], output, transposed=False
-                )
-            )
+            hook = LearnedBeside(self.overlay, leaf)
+            leaf.param.module.register_forward_hook(hook, with_kwargs=True)
             return
         same = storage(leaf.param)
         everything = self.model.parameters() if self.model is not None else ()

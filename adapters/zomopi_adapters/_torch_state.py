@@ -17,7 +17,9 @@ from ._torch_leaf import Leaf
 
 VERSION = 2
 # What leaves keep beside the state of their method, in its precision.
-_BESIDE = ("total", "shrink", "best_total", "best_shrink", "direction", "since", "kept")
+_BESIDE = (
+    "total", "settled", "shrink", "best_total", "best_shrink", "direction", "since", "kept",
+)  # fmt: skip
 
 
 def described(value: Any) -> str:
