@@ -121,4 +121,4 @@ class Settled:
 
 
 def _input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    return args[0] if args else next(iter(kwargs.values()))  # type: ignore[no-any-return]
+    return args[0] if args else next(iter(kwargs.values()))
