@@ -9,11 +9,11 @@ import zomopi_core as zo
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
 
 from zomopi_adapters._torch_accumulating import rounded  # noqa: E402
+from zomopi_adapters._torch_leaf import Source  # noqa: E402
 from zomopi_adapters._torch_reference import Referenced  # noqa: E402
-from zomopi_adapters.torch import ZOMOPI  # noqa: E402
+from zomopi_adapters.torch import ZOMOPI, per_probe, tiled  # noqa: E402
 
 HALF = [torch.bfloat16, torch.float16]
 half = pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -218,25 +218,58 @@ class TestPath:
         assert distance() < 0.5 * first
 
 
-class TestGuard:
-    def test_probes_that_vanish_are_told_once(self):
-        model = nn.Linear(8, 8).to(torch.bfloat16)
-        with torch.no_grad():
-            model.weight.add_(1.0)
-        optimizer = ZOMOPI(
-            model.named_parameters(), lr=0.1, smoothing=1e-4, refresh_every=2, binding="in_place"
-        )
-        x = torch.ones(2, 8, dtype=torch.bfloat16)
-        with pytest.warns(zo.PrecisionWarning, match=r"of the entries of (bias|weight)"):
-            optimizer.step(lambda: F.mse_loss(model(x), x))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            for _ in range(3):
-                optimizer.step(lambda: F.mse_loss(model(x), x))
+BINDINGS = [{"binding": "in_place"}, {"binding": "overlay"}]
+BINDINGS.append({"binding": "overlay", "batched": True})
 
-    def test_probes_that_can_be_seen_are_not(self):
-        weight = weights(torch.bfloat16, 8, 8)
-        optimizer = ZOMOPI([weight], lr=0.1, smoothing=0.01)
+
+class TestGuard:
+    def run(self, layer, smoothing, steps=4, **options):
+        optimizer = ZOMOPI(layer, lr=1e-3, smoothing=smoothing, refresh_every=2, **options)
+        x = torch.linspace(-1, 1, 128).view(16, 8).to(torch.bfloat16)
+        for _ in range(steps):
+            optimizer.step(lambda: per_probe((layer(tiled(x)).float() - 1).square().mean(dim=1)))
+
+    @pytest.mark.parametrize("options", BINDINGS, ids=str)
+    def test_probes_that_vanish_are_told_once(self, options):
+        torch.manual_seed(0)
+        layer = nn.Linear(8, 8, bias=False).to(torch.bfloat16)
+        with pytest.warns(zo.PrecisionWarning, match="of the entries of weight") as record:
+            self.run(layer, 1e-4, **options)
+        assert len(record) == 1
+
+    @pytest.mark.parametrize("options", BINDINGS, ids=str)
+    def test_probes_that_can_be_seen_are_not(self, options):
+        torch.manual_seed(0)
+        layer = nn.Linear(8, 8, bias=False).to(torch.bfloat16)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            optimizer.step(lambda: torch.sum(weight.float()))
+            self.run(layer, 0.01, **options)
+
+    @pytest.mark.parametrize("options", BINDINGS[:2], ids=str)
+    def test_what_is_told_is_so(self, options):
+        """Slopes are mostly rounding where the guard warns, and are not where it is silent."""
+        errors = {}
+        for smoothing in (1e-4, 0.01):
+            torch.manual_seed(0)
+            layer = nn.Linear(64, 64, bias=False).to(torch.bfloat16)
+            x, y = (torch.randn(2, 64, 64)).to(torch.bfloat16)
+            slope = ((layer(x).double() - y).mT @ x.double()).detach() / 32
+            optimizer = ZOMOPI(layer, lr=1e-3, rank=16, probes=32, smoothing=smoothing, **options)
+            (leaf,), losses = optimizer._leaves, []
+            source = Source(optimizer._random, 0)
+            probes = [torch.matmul(*leaf.product(leaf.varying(source, i))) for i in range(32)]
+            exact = torch.stack([torch.sum(slope * probe) for probe in probes])
+
+            def closure(layer=layer, losses=losses, x=x, y=y):
+                losses.append(float((layer(x).double() - y).square().sum() / 64))
+                return losses[-1]
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", zo.PrecisionWarning)
+                optimizer.step(closure)
+            plus, minus = torch.tensor(losses, dtype=torch.float64).view(32, 2).T
+            found = (plus - minus) / (2 * smoothing)
+            errors[smoothing] = float(torch.linalg.norm(found - exact) / torch.linalg.norm(exact))
+        # measured 0.027 and 0.029; 1.3 in place and 0.95 under an overlay
+        assert errors[0.01] < 0.1
+        assert errors[1e-4] > 0.5

@@ -218,7 +218,7 @@ class TestWeights:
         start = {k: v.detach().clone() for k, v in model.named_parameters()}
         # other tensors of the same memory: the parameters themselves act as if they were moved
         memory = {k: v.data for k, v in model.named_parameters()}
-        optimizer = ZOMOPI(model, lr=0.05, binding="overlay", refresh_every=5)
+        optimizer = ZOMOPI(model, lr=0.05, smoothing=0.02, binding="overlay", refresh_every=5)
         seen = []
 
         def closure():
@@ -335,7 +335,8 @@ class TestWeights:
     def test_a_run_resumes_to_the_bit(self, dtype, order):
         def make():
             model = network(dtype)
-            return model, ZOMOPI(model, 0.05, rank=2, refresh_every=4, binding="overlay")
+            options = {"rank": 2, "refresh_every": 4, "smoothing": 0.02}
+            return model, ZOMOPI(model, 0.05, binding="overlay", **options)
 
         model, optimizer = make()
         for _ in range(6):

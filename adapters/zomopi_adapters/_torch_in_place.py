@@ -16,9 +16,9 @@ from ._torch_leaf import Leaf, Source
 class InPlace(Leaf):
     """Moved in place by one fused low-rank addition, from probe to probe (float32, float64).
 
-    The last restore is part of the addition of the step. Each addition rounds once: an entry is
-    off by at most half a unit in its last place per addition, 2N + 1 of them in a step with
-    central differences.
+    The last restore is part of the addition of the step. An entry x is off by at most
+    ``eps / 2 * (abs(x) + 6 * smoothing)`` per addition, 2N + 1 of them in a step with central
+    differences: each rounds once, in units of the entry or of the probe, whichever is larger.
     """
 
     def __init__(self, *args: Any) -> None:

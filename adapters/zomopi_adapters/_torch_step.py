@@ -14,8 +14,8 @@ from zomopi_core.rule import LeafState, advance_all
 from zomopi_core.tuning import Verdict
 from zomopi_core.update import Change
 
+from ._torch_groups import Carrier
 from ._torch_leaf import Leaf, Source
-from ._torch_overlay import Overlaid
 
 # As in the core's optimizer: a probe of which half of the entries vanish says more about rounding.
 _INVISIBLE = 0.5
@@ -89,9 +89,13 @@ def accept(leaves: list[Leaf], source: Source, moved: Moved, verdict: Verdict) -
 
 
 def warn_of_invisible_probes(leaves: list[Leaf], source: Source, smoothing: float) -> bool:
-    """Warn, and return True, if adding a probe leaves most entries of a weight as they are."""
+    """Warn, and return True, if adding a probe leaves most entries of a weight as they are.
+
+    An overlay rounds the outputs of a layer, where a probe is as small beside what the weight
+    gives as it is beside the weight.
+    """
     for leaf in leaves:
-        if isinstance(leaf, Overlaid):
+        if isinstance(leaf.param, Carrier):  # there are no entries to look at
             continue
         fraction = invisible_fraction(leaf, source, smoothing)
         if fraction > _INVISIBLE:
