@@ -830,6 +830,21 @@ class TestBadInput:
         with pytest.raises(ValueError, match="two parameters are named 'w'"):
             ZOMOPI([("w", nn.Parameter(torch.zeros(2, 2))), ("w", nn.Parameter(torch.ones(3)))])
 
+    @pytest.mark.parametrize("binding", ["auto", "overlay"])
+    def test_parameters_without_values(self, binding):
+        model = network()
+        model[3] = nn.Linear(8, 3, device="meta")
+        with pytest.raises(ValueError, match=r"^3\.bias is on the device 'meta'.*device_map"):
+            ZOMOPI(model, lr=0.1, binding=binding)
+        model[3].requires_grad_(False)
+        assert "3.bias" not in ZOMOPI(model, lr=0.1, binding=binding).bindings
+
+    def test_offloaded_models(self):
+        accelerate = pytest.importorskip("accelerate")
+        model = accelerate.cpu_offload(network(), execution_device="cpu")
+        with pytest.raises(ValueError, match=r"has no values: .* brought from the host"):
+            ZOMOPI(model, lr=0.1)
+
     def test_groups_that_probe_differently(self):
         model = network()
         groups = [{"params": [model[0].weight]}, {"params": [model[3].weight], "probes": 7}]

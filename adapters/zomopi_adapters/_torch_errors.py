@@ -150,6 +150,15 @@ def wrapper(name: str, kind: str) -> TypeError:
     )
 
 
+def without_values(name: str) -> ValueError:
+    """Explain that a parameter has no memory of its own to be moved in."""
+    return ValueError(
+        f"{name} is on the device 'meta' and has no values: its model was made without them, or "
+        "they are brought from the host or a disk for each call; load the model with a device_map "
+        "that offloads nothing, or freeze what is offloaded"
+    )
+
+
 def quantised_full_space(name: str, method: str) -> ValueError:
     """Explain that a method has no low-rank update to lay beside a quantised weight."""
     return ValueError(

@@ -70,6 +70,8 @@ class Parameters:
         made: list[Leaf] = []
         random = seed
         for name, param, group in sorted(new, key=lambda entry: entry[0]):
+            if param.device.type == "meta":
+                raise errors.without_values(name)
             if not isinstance(param, Carrier) and not _is_finite(param):
                 raise nonfinite_parameters(name)
             if not isinstance(random, Randomness):
