@@ -181,7 +181,7 @@ class TestCupyCalls:
             out[...] = alpha * (a @ b) + beta * out
             return out
 
-        stub = types.SimpleNamespace(empty=np.empty, copyto=np.copyto, multiply=np.multiply)
+        stub = types.SimpleNamespace(copyto=np.copyto, multiply=np.multiply)
         monkeypatch.setitem(sys.modules, "cupy", stub)
         monkeypatch.setitem(sys.modules, "cupy.cublas", types.SimpleNamespace(gemm=gemm))
         return calls
@@ -204,6 +204,36 @@ class TestCupyCalls:
         found = products._update_cupy(x.astype("f2"), a, c, 0.01, None, None)
         assert found.dtype == np.float16
         np.testing.assert_allclose(found, x.astype("f2") + 0.01 * change, rtol=5e-4, atol=1e-6)
+
+    def test_devices(self, monkeypatch):
+        """New memory is asked for on the device of the array, and that device is waited for."""
+
+        class Device:
+            waited = 0
+
+            def synchronize(self):
+                self.waited += 1
+
+        class Array:
+            device, dtype, shape = Device(), np.dtype(np.float32), (2, 3)
+
+        current = Device()
+        cuda = types.SimpleNamespace(Device=lambda: current)
+        monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(ndarray=Array, cuda=cuda))
+        made, namespace = [], types.ModuleType("array_api_compat.cupy")
+        namespace.empty = lambda shape, dtype, device: made.append((shape, dtype, device))
+        monkeypatch.setitem(_arrays.namespaces._NAMESPACES, Array, namespace)
+        x = Array()
+        assert _arrays.current_device(x) is current
+        assert _arrays.device(x) is Array.device
+        _arrays.empty_like(x)
+        assert made == [((2, 3), np.float32, Array.device)]
+        _arrays.synchronize(x)
+        assert (Array.device.waited, current.waited) == (1, 0)
+
+    def test_the_current_device_of_other_libraries_is_that_of_the_array(self, backend):
+        x = backend.array([1.0])
+        assert _arrays.current_device(x) == _arrays.device(x)
 
 
 class TestDecisions:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zomopi_core as zo
+from zomopi_core import _arrays
 
 X0 = np.ones((3, 4))
 
@@ -71,6 +72,12 @@ class TestParameters:
         rejected(
             np.ones(shape), ValueError, r"x0 has shape \(.*\) and so no entries; leave it out"
         )
+
+    def test_off_the_current_device(self, monkeypatch):
+        """As with CuPy, which computes on its current device, wherever the arguments live."""
+        monkeypatch.setattr(_arrays, "current_device", lambda x: "device 1")
+        text = r"x0 lives on cpu, while its library computes on device 1; make .* x0.device:"
+        rejected(X0, ValueError, text)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_not_finite(self, backend, value):

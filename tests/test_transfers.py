@@ -1,5 +1,7 @@
 """Between refreshes nothing waits for a device: implicit transfers to the host raise here."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,9 @@ METHODS = {
     "muon": zo.zo_muon(rank=3, refresh_every=100),
     "mezo": zo.mezo(learning_rate=1e-3),
 }
+# What turns an array into numbers of the host.
+LOOKS = ("__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__")
+LOOKS += ("get", "item", "tolist")
 
 
 def start(backend):
@@ -27,50 +32,61 @@ def start(backend):
     }
 
 
-def looked_at(array_class, monkeypatch):
-    """Let everything raise that turns an array into numbers of the host."""
+@contextlib.contextmanager
+def waiting_refused(backend):
+    """Let everything raise by which the host waits for a device."""
+    if backend.name == "jax:cuda":
+        import jax
 
-    def refused(self, *arguments, **options):
-        raise RuntimeError("an array of the device was looked at")
+        with jax.transfer_guard_device_to_host("disallow"):
+            yield
+    elif backend.name == "torch:cuda":
+        import torch
 
-    for name in ("__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__"):
-        if hasattr(array_class, name):
-            monkeypatch.setattr(array_class, name, refused)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    else:  # the transfer guard of JAX lets everything pass on a CPU
+
+        def refused(self, *arguments, **options):
+            raise RuntimeError("an array of the device was looked at")
+
+        array_class = type(backend.array(1.0))
+        with pytest.MonkeyPatch.context() as patch:
+            for name in LOOKS:
+                if hasattr(array_class, name):
+                    patch.setattr(array_class, name, refused)
+            yield
 
 
 @pytest.mark.parametrize(
+    "device", ["array_api_strict:device1", "jax", "cupy", "torch:cuda", "jax:cuda"]
+)
+@pytest.mark.parametrize(
     ("name", "reuse"), [*((name, False) for name in METHODS), ("central", True)]
 )
-class TestOptimizer:
-    def test_of_the_strict_namespace(self, make_backend, monkeypatch, name, reuse):
-        """A device that is not the default one, whose arrays refuse to become numbers."""
-        backend = make_backend("array_api_strict:device1")
-        xp = backend.xp
-        optimizer = zo.Optimizer(start(backend), method=METHODS[name], reuse_buffers=reuse)
-        optimizer.tell([xp.sum(p["V"]) + xp.sum(p["W"]) for p in optimizer.ask()])
-        with monkeypatch.context() as patch:
-            looked_at(type(backend.array(1.0)), patch)
-            for _ in range(3):
-                losses = [xp.sum(p["V"]) + xp.sum(p["W"]) for p in optimizer.ask()]
-                optimizer.tell(losses)
-            with pytest.raises(RuntimeError, match="was looked at"):  # the guard can fail
-                float(losses[0])
-        assert optimizer.nit == 4
+def test_optimizer(make_backend, device, name, reuse):
+    backend = make_backend(device)
 
-    def test_of_jax(self, make_backend, name, reuse):
-        backend = make_backend("jax")
+    def loss(p):
+        total = backend.xp.sum(p["V"] ** 2) + backend.xp.sum(p["W"] ** 2)
+        return total + backend.xp.sum(p["b"] ** 2)
+
+    if device.startswith("jax"):
         import jax
 
-        @jax.jit
-        def loss(p):
-            return sum((x**2).sum() for x in p.values())
-
-        optimizer = zo.Optimizer(start(backend), method=METHODS[name], reuse_buffers=reuse)
-        optimizer.tell([loss(p) for p in optimizer.ask()])
-        with jax.transfer_guard_device_to_host("disallow"):
-            for _ in range(3):
-                optimizer.tell([loss(p) for p in optimizer.ask()])
-        assert optimizer.nit == 4
+        loss = jax.jit(loss)  # JAX sends constants of what it does not compile to the device
+    optimizer = zo.Optimizer(start(backend), method=METHODS[name], reuse_buffers=reuse)
+    optimizer.tell([loss(p) for p in optimizer.ask()])
+    with waiting_refused(backend):
+        for _ in range(3):
+            losses = [loss(p) for p in optimizer.ask()]
+            optimizer.tell(losses)
+        with pytest.raises(RuntimeError):  # the guard can fail
+            float(losses[0])
+    assert optimizer.nit == 4
 
 
 def transfers(array_class, monkeypatch):

@@ -128,6 +128,10 @@ def check_params(x0: Any) -> Any:
     devices = {str(_arrays.device(x)) for x in named.values()}
     if len(devices) > 1:
         raise errors.mixed_devices(devices)
+    for name, x in named.items():
+        current = _arrays.current_device(x)
+        if current != _arrays.device(x):
+            raise errors.not_current_device(name, _arrays.device(x), current)
     # A copy: the caller may go on to change x0.
     clean = {name: _arrays.copy(_arrays.detach(x)) for name, x in named.items()}
     return check_finite(like_params(x0, list(clean.values())), "x0")

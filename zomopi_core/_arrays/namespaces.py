@@ -48,6 +48,15 @@ def device(x: Array) -> Any:
     return "cpu" if isinstance(x, np.ndarray) else compat.device(x)
 
 
+def current_device(x: Array) -> Any:
+    """Return the device on which the library of `x` computes now.
+
+    CuPy computes on its current device, wherever the arguments live; for the other libraries it
+    is the device of `x`.
+    """
+    return sys.modules["cupy"].cuda.Device() if compat.is_cupy_array(x) else device(x)
+
+
 def on_gpu(x: Array) -> bool:
     """Tell whether `x` lives on a GPU."""
     if isinstance(x, np.ndarray):
@@ -73,7 +82,7 @@ def synchronize(x: Array) -> None:
         if x.device.type == "cuda":
             sys.modules["torch"].cuda.synchronize(x.device)
     elif compat.is_cupy_array(x):
-        sys.modules["cupy"].cuda.get_current_stream().synchronize()
+        x.device.synchronize()  # all its streams: which one computes `x` is not known
     elif compat.is_jax_array(x):
         x.block_until_ready()
 

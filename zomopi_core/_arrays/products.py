@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .memory import WRITABLE
+from .memory import empty_like as memory_like
 from .namespaces import Array, device, library, namespace, size
 
 # Entries of a block of rows: its product is still in a processor's cache when it is added.
@@ -276,7 +277,8 @@ def _update_cupy(
     shape = (-1, left.shape[-2], right.shape[-1])
     left, right = (f.reshape(-1, *f.shape[-2:]) for f in (left, right))
     fused = importlib.import_module("cupy.cublas").gemm if x.dtype == right.dtype else None
-    out = cupy.empty(x.shape, x.dtype) if out is None else out
+    out = memory_like(x) if out is None else out
+    assert out is not None
     for old, new, a, c in zip(x.reshape(shape), out.reshape(shape), left, right, strict=True):
         if fused is not None:
             if decay is not None:

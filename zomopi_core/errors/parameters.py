@@ -71,6 +71,14 @@ def mixed_devices(devices: Iterable[str]) -> ValueError:
     )
 
 
+def not_current_device(name: str, device: object, current: object) -> ValueError:
+    """Explain that a library which computes on its current device would do so on another one."""
+    return ValueError(
+        f"{name} lives on {device}, while its library computes on {current}; make that device "
+        "the current one around all calls, for CuPy by `with x0.device:`"
+    )
+
+
 def special_array(name: str, value: object) -> TypeError:
     """Explain that an array subclass would lose its meaning."""
     return TypeError(
