@@ -14,6 +14,7 @@ import platform
 import sys
 import time
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,16 @@ def structured(backends: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def stacked(backends: list[str]) -> list[dict[str, Any]]:
+#: r and k of the matrices whose stacks are measured
+RANKS = ((16, 8), (32, 16), (64, 8), (64, 32))
+
+
+def stacked(
+    backends: list[str], choices: Sequence[tuple[int, int]] = RANKS
+) -> list[dict[str, Any]]:
     """Return the gain of stacks."""
     found = []
-    for backend, ranks in itertools.product(backends, [(16, 8), (32, 16), (64, 8), (64, 32)]):
+    for backend, ranks in itertools.product(backends, choices):
         bench = floor.StackedLeaves()
         bench.setup(backend, ranks)
         gain = 1.0 / bench.track_stacked_over_one_by_one(backend, ranks)

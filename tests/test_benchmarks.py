@@ -5,10 +5,8 @@ import importlib
 import inspect
 import json
 import math
-import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +153,7 @@ class TestBackendBenchmark:
 
 
 class TestReports:
-    """The commands behind docs/performance.md and the GPU report, with small sizes."""
+    """The commands behind docs/performance.md and the page of results, with small sizes."""
 
     def test_performance(self, tmp_path):
         report = tmp_path / "report.json"
@@ -170,30 +168,6 @@ class TestReports:
         reused, fresh, tuned, tuned_fresh = (row["beyond_X"] for row in found["memory"])
         assert reused < 2.75 < fresh
         assert tuned < 3.75 < tuned_fresh
-
-    def test_gpu_check_rehearses(self, tmp_path):
-        """All parts but the tests, on the CPU."""
-        wheels = tmp_path / "wheels"
-        wheels.mkdir()
-        with zipfile.ZipFile(wheels / "made_up-1.0-py3-none-any.whl", "w") as wheel:
-            wheel.writestr("made_up.py", "")
-        done = subprocess.run(
-            [SUITE.parent / "tools" / "gpu_check.sh", wheels, tmp_path / "out"],
-            capture_output=True,
-            text=True,
-            env=os.environ
-            | {
-                "PYTHON": sys.executable,
-                "GPU_REPORT_OPTIONS": "--rehearse --backends numpy,torch:cpu",
-            },
-        )
-        assert done.returncode == 0, done.stderr
-        report = json.loads((tmp_path / "out" / "report.json").read_text())
-        for name in ("floor", "samplers", "stacked", "phase mask", "least squares"):
-            assert report[name]["rows"][0]["backend"] == "numpy", name
-        for row in report["CUDA graph"]["rows"]:  # called, not replayed: the driver's bits
-            assert row["largest_difference"] == 0.0
-        assert "## phase mask" in (tmp_path / "out" / "report.md").read_text()
 
     def test_page_without_scripts(self, tmp_path):
         """What `asv publish` wrote: two choices of parameters, one never measured."""

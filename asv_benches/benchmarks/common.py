@@ -17,6 +17,9 @@ QUICK = os.environ.get("ZOMOPI_BENCH") == "quick"
 #: library, or library:device; the library alone stands for its own choice of device
 BACKENDS = ["numpy", "torch:cpu", "torch:cuda", "cupy", "jax"][: 1 if QUICK else None]
 
+#: sizes of square matrices above it are for GPUs
+LARGEST_ON_HOST = 4096
+
 
 def sizes(*values: Any) -> list[Any]:
     """Return the values of a parameter; in a quick run the first, which is the smallest."""
@@ -125,11 +128,40 @@ class BackendBenchmark:
         values = self._generator.standard_normal(shape).astype(dtype)
         return self.xp.asarray(values, device=self.device)
 
+    def require_gpu_for(self, n: int) -> None:
+        """Raise NotImplementedError for matrices of n x n that are measured on GPUs only."""
+        if n > LARGEST_ON_HOST and not _arrays.on_gpu(self.normal((1,))):
+            raise NotImplementedError(f"{n} x {n} is measured on GPUs")
+
     @staticmethod
     def synchronize(*arrays: Any) -> None:
         """Wait until the devices of `arrays` have computed them."""
         for x in arrays:
             _arrays.synchronize(x)
+
+
+def generator(x: Any) -> Callable[[tuple[int, ...]], Any]:
+    """Return a function from a shape to normal numbers of the own generator of the library of `x`.
+
+    They have the dtype of `x` and are made on its device.
+    """
+    library = _arrays.library(_arrays.namespace(x))
+    if library == "torch":
+        import torch
+
+        return lambda shape: torch.randn(shape, dtype=x.dtype, device=x.device)
+    if library == "cupy":
+        import cupy
+
+        on_device = cupy.random.default_rng(0)
+        return lambda shape: on_device.standard_normal(shape, dtype=x.dtype)
+    if library == "jax":
+        import jax
+
+        draw, key = jax.jit(jax.random.normal, static_argnums=(1, 2)), jax.random.key(0)
+        return lambda shape: draw(key, shape, x.dtype)
+    own = np.random.Generator(np.random.Philox(0))
+    return lambda shape: own.standard_normal(shape, dtype=x.dtype)
 
 
 def interleaved_seconds(

@@ -16,7 +16,7 @@ import numpy as np
 import zomopi_core as zo
 from zomopi_core import _arrays
 
-from .common import BACKENDS, BackendBenchmark, interleaved_seconds, sizes, turns
+from .common import BACKENDS, BackendBenchmark, generator, interleaved_seconds, sizes, turns
 
 PROBES = 4
 
@@ -33,7 +33,7 @@ class Ceilings(NamedTuple):
 class Floor(BackendBenchmark):
     """X of n x n in float32, four probes, central differences, a function that costs nothing."""
 
-    params: ClassVar = [BACKENDS, sizes(256, 1024, 4096), ["fresh", "reused"]]
+    params: ClassVar = [BACKENDS, sizes(256, 1024, 4096, 16384), ["fresh", "reused"]]
     param_names: ClassVar = ["backend", "n", "buffers"]
     rank = 64
     turns = turns(5)
@@ -41,10 +41,11 @@ class Floor(BackendBenchmark):
 
     def setup(self, backend, n, buffers="fresh", method=None, dtype="float32"):
         super().setup(backend)
+        self.require_gpu_for(n)
         kind = getattr(self.xp, dtype)  # AttributeError where the library has none
+        draw = generator(self.normal((1,)))
         shapes = (n, n), (n, self.rank), (self.rank, n)
-        drawn = (self.normal(shape) for shape in shapes)
-        self.x, self.left, self.right = (self.xp.astype(x, kind) for x in drawn)
+        self.x, self.left, self.right = (self.xp.astype(draw(s), kind) for s in shapes)
         self.losses = itertools.cycle(np.random.default_rng(1).standard_normal(997).tolist())
         self.buffers = buffers
         self.optimizer = zo.Optimizer(
@@ -69,7 +70,7 @@ class Floor(BackendBenchmark):
         """Return functions that do what a step is made of, once each."""
         library = _arrays.library(self.xp)
         n, sketch = self.x.shape[0], (PROBES, self.rank, self.x.shape[1])
-        own = _generator(library, self.x)
+        own = generator(self.x)
         memory = _arrays.copy(self.x)
         square = self.x[: min(n, 2048), : min(n, 2048)]
 
@@ -125,26 +126,6 @@ def _jax_addition():
 
     # Not donated: the memory is needed again. It is the fastest that JAX does to the same X.
     return jax.jit(lambda x, left, right: x + 1e-6 * (left @ right))
-
-
-def _generator(library, x):
-    """Return a function from a shape to normal numbers of the library's own generator."""
-    if library == "torch":
-        import torch
-
-        return lambda shape: torch.randn(shape, dtype=x.dtype, device=x.device)
-    if library == "cupy":
-        import cupy
-
-        generator = cupy.random.default_rng(0)
-        return lambda shape: generator.standard_normal(shape, dtype=x.dtype)
-    if library == "jax":
-        import jax
-
-        draw, key = jax.jit(jax.random.normal, static_argnums=(1, 2)), jax.random.key(0)
-        return lambda shape: draw(key, shape, x.dtype)
-    generator = np.random.Generator(np.random.Philox(0))
-    return lambda shape: generator.standard_normal(shape, dtype=x.dtype)
 
 
 class Structured(BackendBenchmark):

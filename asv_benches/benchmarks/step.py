@@ -10,7 +10,7 @@ import numpy as np
 import zomopi_core as zo
 from zomopi_core import _arrays
 
-from .common import BACKENDS, BackendBenchmark, sizes
+from .common import BACKENDS, BackendBenchmark, generator, sizes
 
 
 @functools.cache
@@ -24,15 +24,18 @@ class Step(BackendBenchmark):
 
     params: ClassVar = [
         BACKENDS,
-        sizes((64, 64, 16), (512, 512, 32), (1024, 1024, 64), (4096, 4096, 64)),
+        sizes(
+            (64, 64, 16), (512, 512, 32), (1024, 1024, 64), (4096, 4096, 64), (16384, 16384, 64)
+        ),
     ]
     param_names: ClassVar = ["backend", "(m, n, r)"]
 
     def setup(self, backend, sizes):
         super().setup(backend)
         m, n, rank = sizes
+        self.require_gpu_for(n)
         self.method = step_method(rank)
-        self.x = self.normal((m, n))
+        self.x = generator(self.normal((1,)))((m, n))
         self.state = self.method.init(self.x, seed=0)
         self.losses = np.random.default_rng(0).standard_normal(self.method.evaluations_per_step)
         self.propose = _arrays.compiled(self.method.propose, self.x)
