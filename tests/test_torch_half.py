@@ -237,6 +237,15 @@ class TestGuard:
             self.run(layer, 1e-4, **options)
         assert len(record) == 1
 
+    def test_one_number_says_nothing(self):
+        """That of a probe may be small by chance, as some of 20 are here."""
+        for seed in range(20):
+            scale = nn.Parameter(torch.ones((), dtype=torch.bfloat16))
+            optimizer = ZOMOPI([scale], lr=1e-3, smoothing=0.01, seed=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                optimizer.step(lambda scale=scale: float(scale))
+
     @pytest.mark.parametrize("options", BINDINGS, ids=str)
     def test_probes_that_can_be_seen_are_not(self, options):
         torch.manual_seed(0)

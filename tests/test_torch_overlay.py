@@ -27,6 +27,7 @@ from test_torch import (  # noqa: E402
     objective,
     options,
 )
+from zomopi_adapters._torch_overlay import Overlaid  # noqa: E402
 from zomopi_adapters.torch import ZOMOPI, per_probe, tiled  # noqa: E402
 
 
@@ -181,14 +182,6 @@ class TestEqualsInPlace:
         assert_same(other, dict(model.named_parameters()))
         assert again == pytest.approx(losses, rel=1e-10)
 
-    def test_what_has_no_overlay_is_named(self):
-        *_, optimizer = run("products", binding="overlay")
-        assert optimizer.bindings == {
-            "a": "overlay",
-            "b": "overlay, made for each call",
-            "scale": "overlay",
-        }
-
     @pytest.mark.parametrize("name", ZEROTH)
     @pytest.mark.parametrize("batched", [False, True])
     def test_every_method_follows_the_core(self, name, batched):
@@ -212,6 +205,105 @@ class TestEqualsInPlace:
         assert_same(model, expected)
 
 
+class TestNoOverlay:
+    """Weights that a function uses for which no overlay is known."""
+
+    def make(self, dtype=torch.float64, **extra):
+        torch.manual_seed(0)
+        model = Product().to(dtype)
+        options = {"lr": 0.03, "vector_lr": 0.02, "rank": 3, "smoothing": 0.02, **extra}
+        return model, ZOMOPI(model, refresh_every=4, binding="overlay", **options)
+
+    @staticmethod
+    def closure(model, dtype=torch.float64):
+        x = data()[0][:12].to(dtype)
+        return lambda: torch.cos(model(x).double()).square().mean()
+
+    def test_are_moved_in_place_and_named(self, caplog):
+        caplog.set_level("INFO", logger="zomopi")
+        model, optimizer = self.make()
+        assert set(optimizer.bindings.values()) == {"overlay"}
+        for _ in range(3):
+            optimizer.step(self.closure(model))
+            assert optimizer.bindings == {"a": "overlay", "b": "in_place", "scale": "overlay"}
+        assert caplog.text.count("b is used in a way that has no overlay") == 1
+        assert "from now on: in_place" in caplog.text
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_are_made_for_no_call_from_then_on(self, dtype, monkeypatch):
+        made = []
+        materialised = Overlaid.materialised
+        monkeypatch.setattr(
+            Overlaid, "materialised", lambda leaf: made.append(leaf.name) or materialised(leaf)
+        )
+        model, optimizer = self.make(dtype)
+        optimizer.step(self.closure(model, dtype))
+        assert "b" in made
+        made.clear()
+        optimizer.step(self.closure(model, dtype))
+        assert "b" not in made
+
+    def test_16_bits_keep_their_coordinates(self):
+        """Nothing is rounded away when the way to evaluate changes."""
+        model, optimizer = self.make(torch.bfloat16, lr=1e-4)
+        start = model.b.data.clone()
+        optimizer.step(self.closure(model, torch.bfloat16))
+        leaf = optimizer._leaves[1]
+        assert optimizer.bindings["b"] == "in_place, reference on cpu"
+        assert torch.equal(leaf.reference, start)
+        assert float(leaf.total.abs().max()) > 1e-6
+        optimizer.step(self.closure(model, torch.bfloat16))
+        left, right = leaf.product(leaf.total)
+        expected = (start.float() + left @ right).bfloat16()
+        assert torch.equal(model.b.data, expected)
+
+    @pytest.mark.parametrize("lr", [0.03, "auto"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_run_resumes_to_the_bit(self, dtype, lr):
+        model, optimizer = self.make(dtype, lr=lr)
+        for _ in range(6):
+            optimizer.step(self.closure(model, dtype))
+        file = io.BytesIO()
+        torch.save([model.state_dict(), optimizer.state_dict()], file)
+        file.seek(0)
+        saved = torch.load(file, weights_only=True)
+        other, resumed = self.make(dtype, lr=lr)
+        other.load_state_dict(saved[0])
+        resumed.load_state_dict(saved[1])
+        for m, o in ((model, optimizer), (other, resumed)):
+            for _ in range(7):
+                o.step(self.closure(m, dtype))
+            o.merge()
+        assert resumed.bindings == optimizer.bindings
+        assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_journal_leads_to_the_same_bits(self, dtype, tmp_path):
+        path = tmp_path / "run.zomopi"
+        model, optimizer = self.make(dtype, journal=path)
+        for _ in range(6):
+            optimizer.step(self.closure(model, dtype))
+        optimizer.close()
+        other, resumed = self.make(dtype)
+        resumed.resume(path)
+        for m, o in ((model, optimizer), (other, resumed)):
+            for _ in range(3):
+                o.step(self.closure(m, dtype))
+            o.merge()
+        assert resumed.bindings == optimizer.bindings
+        assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+    def test_a_state_with_steps_beside_a_weight_needs_them_there(self):
+        model, optimizer = self.make()
+        optimizer.step(self.closure(model))
+        torch.manual_seed(0)
+        other = ZOMOPI(
+            Product().double(), lr=0.03, vector_lr=0.02, rank=3, smoothing=0.02, refresh_every=4
+        )
+        with pytest.raises(ValueError, match="a has steps beside the weight there"):
+            other.load_state_dict(optimizer.state_dict())
+
+
 class TestWeights:
     def test_are_not_touched_between_refreshes(self):
         model = network(torch.bfloat16)
@@ -223,7 +315,8 @@ class TestWeights:
 
         def closure():
             seen.extend(torch.equal(v, start[k]) for k, v in memory.items())
-            assert not torch.equal(model[0].weight, start["0.weight"])
+            seen_by_a_layer = F.linear(torch.eye(6, dtype=torch.bfloat16), model[0].weight)
+            assert not torch.equal(seen_by_a_layer.T, start["0.weight"])
             return objective(model, torch.bfloat16)()
 
         for _ in range(5):

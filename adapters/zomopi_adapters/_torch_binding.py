@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zomopi_core.rule import Rule
 from zomopi_core.sampling import Randomness
 
 from . import _torch_errors as errors
 from ._torch_groups import Carrier
 from ._torch_in_place import InPlace
-from ._torch_leaf import HALF, Leaf
+from ._torch_leaf import HALF, Leaf, Source
 from ._torch_overlay import Overlaid
 from ._torch_reference import Referenced
 
@@ -73,12 +74,23 @@ class Choice:
             if carried:
                 raise errors.quantised_full_space(name, group["method"].name)
             # In the full space there is nothing thin to lay over.
+        leaf = self.in_place(index, name, param, rule, group)
+        leaf.init(random)
+        return leaf
+
+    def in_place(
+        self, index: int, name: str, param: Tensor, rule: Rule, group: dict[str, Any]
+    ) -> Leaf:
+        """Return a leaf that is moved in place, without a state."""
         if param.dtype in HALF:
             device = self._reference_device(param)
-            leaf = Referenced(index, name, param, rule, group, device=device)
-        else:
-            leaf = InPlace(index, name, param, rule, group)
-        leaf.init(random)
+            return Referenced(index, name, param, rule, group, device=device)
+        return InPlace(index, name, param, rule, group)
+
+    def instead_of(self, other: Overlaid, source: Source) -> Leaf:
+        """Return a leaf that goes on in place where an overlay cannot be used."""
+        leaf = self.in_place(other.index, other.name, other.param, other.rule, other.group)
+        leaf.succeed(other, source)
         return leaf
 
     def _reference_device(self, param: Tensor) -> torch.device:

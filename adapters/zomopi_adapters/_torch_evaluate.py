@@ -93,7 +93,8 @@ class Evaluator:
     def _slices(self, places: list[Evaluation]) -> tuple[Tensor, ...]:
         with own_arithmetic(self.kinds):
             for leaf in self.leaves:
-                assert isinstance(leaf, Overlaid)
+                if not isinstance(leaf, Overlaid):
+                    raise NotBatchableError(f"{leaf.name} is moved in place")
                 leaf.spread(self.source, [leaf.place(e) for e in places])
         self.overlay.slices = len(places)
         with self.overlay.on(), self.replay.forward_pass(), evaluating(len(places)):

@@ -113,6 +113,11 @@ class InPlace(Leaf):
         self.probe, self.scale, self._held = None, 0.0, None
         self._version = self.param._version
 
+    def succeed(self, other: Leaf, source: Source) -> None:
+        """Bring what another leaf has beside the weight into it; a retreat ends there."""
+        other.merge(source)
+        super().succeed(other, source)
+
     def _follow_step(self, step: Tensor, decay: Tensor | None) -> None:
         if decay is not None:
             keep = 1.0 - decay

@@ -49,11 +49,14 @@ class Recorded(NamedTuple):
         At the last evaluation of each.
     frames : dict
         Those that it took from its inputs, empty where it took none.
+    in_place : list of str
+        Parameters that are moved in place from the next step on.
     """
 
     row: Row
     losses: Any
     frames: Frames
+    in_place: list[str]
 
 
 def _start(optimizer: Any) -> dict[str, Tensor]:
@@ -145,7 +148,8 @@ class StepJournal:
                     frames = recorder.attached(recorder.row, _FRAMES, digests[_FRAMES])
                     _check_frames(optimizer, frames)
                 like = next(iter(_start(optimizer).values()), optimizer._started)
-                yield Recorded(row, unpack_losses(row.losses, like), frames)
+                losses = unpack_losses(row.losses, like)
+                yield Recorded(row, losses, frames, _in_place(row))
 
     def mark_merge(self, optimizer: Any) -> None:
         """Record that what is beside the weights is about to be brought into them."""
@@ -155,7 +159,12 @@ class StepJournal:
         recorder.write(Row(step, _MERGE, queries, math.nan, math.nan, elapsed, _NO_LOSSES))
 
     def record(
-        self, optimizer: Any, repair: Repair, probes: int, statistics: list[Tensor]
+        self,
+        optimizer: Any,
+        repair: Repair,
+        probes: int,
+        statistics: list[Tensor],
+        in_place: list[str],
     ) -> None:
         """Record a step that is about to be taken.
 
@@ -168,13 +177,15 @@ class StepJournal:
             Number of points that make the estimate, which are the first.
         statistics : list of tensor
             Buffers of the model that its forward passes have changed.
+        in_place : list of str
+            Parameters that are moved in place from the next step on.
         """
         recorder = self._recorder
         attachments = _attachments(optimizer, statistics)
         host = _arrays.to_host(repair.joined).tolist()
         recorder.queries += repair.made
         rates = [float(group["lr"]) for group in optimizer.param_groups]
-        note = note_of(lr=rates, **repair.note(), **noted(attachments))
+        note = note_of(lr=rates, in_place=in_place, **repair.note(), **noted(attachments))
         elapsed, packed = time.perf_counter() - recorder.began, pack_losses(repair.joined)
         loss = mean_of_finite(host[:probes])
         row = Row(optimizer._step, "", recorder.queries, loss, rates[0], elapsed, packed, note)
@@ -216,6 +227,13 @@ def _attachments(optimizer: Any, statistics: list[Tensor]) -> list[Attachment]:
         values = {names[id(buffer)]: buffer for buffer in statistics}
         found.append(attachment(_STATISTICS, values, replaces=True))
     return found
+
+
+def _in_place(row: Row) -> list[str]:
+    names = read_note(row).get("in_place", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise errors.wrong_journal("it does not say which parameters are moved in place")
+    return names
 
 
 def _are_tensors(tree: Any) -> bool:

@@ -68,6 +68,7 @@ class Leaf:
         self.share = 1.0  # factor of its steps, see `zomopi_core.balance`
         self.rests = False  # while a line goes along the steps of others
         self.remembers = False  # where it was best, see `remember`
+        self.succeeds = False  # whether another way to evaluate was tried before
         self._held: Tensor | None = None
         self.keeps_probes = False  # whether all B of a step are kept until it is taken
         self._drawn: dict[tuple[int, int], Tensor] = {}  # step and probe -> B, of the last draw
@@ -89,6 +90,12 @@ class Leaf:
     def init(self, random: Randomness) -> None:
         """Make the state before the first step."""
         self.set_state(self.rule.init(random, self.index, self.param.detach()))
+
+    def succeed(self, other: Leaf, source: Source) -> None:
+        """Go on where another leaf of the parameter stands, which is at X."""
+        self.succeeds, self.remembers = True, other.remembers
+        self.set_state(other.state)
+        self.load_extra(other.extra_state())
 
     def set_state(self, state: LeafState) -> None:
         """Take over a state, and what follows from it."""

@@ -2,7 +2,8 @@
 
 A mode looks at the functions that a forward pass calls. Where one takes a parameter that is
 overlaid, the low-rank term is added to what it returns; a function for which no such rule is
-known gets the perturbed weight, made for this one call. The weights themselves are never touched.
+known gets the perturbed weight, made for this one call, and `Overlay.unknown` names it, so that
+the weight can be moved in place from then on.
 
 With several slices (`Overlay.slices`), each of the equal parts of the first axis has a
 perturbation of its own, and the product with the weight is shared.
@@ -144,7 +145,7 @@ class Overlaid(Accumulating):
 
     def materialised(self) -> Tensor:
         """Return the displaced parameter as an array of its own."""
-        if len(self.places) > 1:
+        if self.places:
             raise NotBatchableError(
                 f"{self.name} is used by a function that no overlay is known for"
             )
@@ -168,7 +169,7 @@ class Overlay(TorchFunctionMode):  # type: ignore[misc]
         super().__init__()
         self.leaves: dict[int, Overlaid] = {}
         self.slices = 1
-        self.materialised: set[str] = set()
+        self.unknown: set[str] = set()  # weights that no known function used
         self.active = False
         self._handlers = handlers
 
@@ -229,7 +230,7 @@ class Overlay(TorchFunctionMode):  # type: ignore[misc]
         if leaf is None:
             return value
         if leaf.kind != "full":
-            self.materialised.add(leaf.name)
+            self.unknown.add(leaf.name)
         return leaf.materialised()
 
     # Slices

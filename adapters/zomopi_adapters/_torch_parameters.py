@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from ._torch_overlay import Overlaid, Overlay
 from ._torch_reference import Referenced
 from ._torch_scope import own_arithmetic, uninterrupted
 
+log = logging.getLogger("zomopi")
+
 
 class Parameters:
     """The leaves of an optimizer, in the order of their numbers.
@@ -36,6 +40,7 @@ class Parameters:
         self.model, self._binding, self._reference = model, binding, reference
         self.leaves: list[Leaf] = []
         self.overlay = Overlay(HANDLERS)
+        self._choice: Choice | None = None
         self._plain_forward: Any = None
         self._loaded: LoadedWeights | None = None
         self._hook: Any = None
@@ -61,7 +66,7 @@ class Parameters:
             raise errors.same_name(next(name for name in names if names.count(name) > 1))
         if not names:
             raise errors.nothing_to_train()
-        choice = Choice(
+        self._choice = choice = Choice(
             self._binding,
             self._reference,
             overlay_places(self.model) if self._binding == "auto" else set(),
@@ -101,6 +106,20 @@ class Parameters:
         for param in (leaf.param, *everything):
             if storage(param) == same:
                 self.overlay.leaves[id(param)] = leaf
+
+    def fall_back(self, names: Iterable[str], source: Source) -> None:
+        """Move parameters in place that are laid over, from X, where they stand."""
+        assert self._choice is not None
+        for number, leaf in enumerate(self.leaves):
+            if leaf.name not in names or not isinstance(leaf, Overlaid):
+                continue
+            with own_arithmetic(self.kinds), uninterrupted():
+                self.leaves[number] = self._choice.instead_of(leaf, source)
+            for key in [key for key, one in self.overlay.leaves.items() if one is leaf]:
+                del self.overlay.leaves[key]
+            self.overlay.unknown.discard(leaf.name)
+            text = self.bindings()[leaf.name]
+            log.info("%s is used in a way that has no overlay; from now on: %s", leaf.name, text)
 
     @property
     def _is_wrapped(self) -> bool:
@@ -143,8 +162,6 @@ class Parameters:
             text = leaf.binding
             if isinstance(leaf, Referenced):
                 text += f", reference on {leaf.device}"
-            elif leaf.name in self.overlay.materialised:
-                text += ", made for each call"
             result[leaf.name] = text
         return result
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from zomopi_core.update import Change
 
 from ._torch_accumulating import Accumulating
-from ._torch_leaf import Source
+from ._torch_leaf import Leaf, Source
 
 
 class Referenced(Accumulating):
@@ -45,6 +45,12 @@ class Referenced(Accumulating):
             self.param.copy_(found)
             self._reference = self.total = self.shrink = None
             self.remember()
+        self._version = self.param._version
+
+    def succeed(self, other: Leaf, source: Source) -> None:
+        """Write the weight with the coordinates that another leaf has beside it."""
+        super().succeed(other, source)
+        self._write(self.param, self.reference, self.displacement(), None)
         self._version = self.param._version
 
     def _copied(self, value: Tensor) -> Tensor:

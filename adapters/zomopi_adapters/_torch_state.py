@@ -13,7 +13,8 @@ from zomopi_core.rule import LeafState
 from zomopi_core.sampling import Randomness
 
 from . import _torch_errors as errors
-from ._torch_leaf import Leaf
+from ._torch_accumulating import Accumulating
+from ._torch_leaf import Leaf, Source
 
 VERSION = 2
 # What leaves keep beside the state of their method, in its precision.
@@ -53,6 +54,8 @@ def _packed(leaf: Leaf) -> dict[str, Any]:
         raise TypeError(
             f"{leaf.name}: moments of type {type(state.moments).__name__} have no form"
         )
+    if leaf.succeeds:
+        result["in_place"] = True
     return result | leaf.extra_state()
 
 
@@ -95,6 +98,9 @@ def unpack(optimizer: Any, saved: Mapping[str, Any]) -> None:
         raise errors.wrong_checkpoint(
             f"it has {len(saved['param_groups'])} groups, the optimizer {len(groups)}"
         )
+    source = Source(optimizer._random, optimizer._step)
+    entries = saved["state"].values()
+    optimizer._parameters.fall_back({x["name"] for x in entries if "in_place" in x}, source)
     places = {id(leaf.param): leaf for leaf in optimizer._leaves}
     pairs = []
     for group, other in zip(groups, saved["param_groups"], strict=True):
@@ -110,6 +116,10 @@ def unpack(optimizer: Any, saved: Mapping[str, Any]) -> None:
                 raise errors.wrong_checkpoint(
                     f"{entry['name']} of shape {entry['shape']} was saved where the optimizer has "
                     f"{leaf.name} of shape {list(leaf.param.shape)}"
+                )
+            if "total" in entry and not isinstance(leaf, Accumulating):
+                raise errors.wrong_checkpoint(
+                    f"{leaf.name} has steps beside the weight there, and is moved in place here"
                 )
             pairs.append((leaf, entry))
     for leaf, entry in pairs:

@@ -19,6 +19,8 @@ from ._torch_leaf import Leaf, Source
 
 # As in the core's optimizer: a probe of which half of the entries vanish says more about rounding.
 _INVISIBLE = 0.5
+# Fewer entries may all have small numbers in a probe by chance.
+_FEW = 8
 # Rows on which a probe is looked at.
 _ROWS = 64
 
@@ -95,7 +97,7 @@ def warn_of_invisible_probes(leaves: list[Leaf], source: Source, smoothing: floa
     gives as it is beside the weight.
     """
     for leaf in leaves:
-        if isinstance(leaf.param, Carrier):  # there are no entries to look at
+        if isinstance(leaf.param, Carrier) or leaf.param.numel() < _FEW:
             continue
         fraction = invisible_fraction(leaf, source, smoothing)
         if fraction > _INVISIBLE:

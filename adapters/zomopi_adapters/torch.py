@@ -267,9 +267,9 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
     def bindings(self) -> dict[str, str]:
         """How each parameter is evaluated, by name.
 
-        ``"in_place"``, ``"in_place, reference on <device>"``, ``"overlay"``, or
-        ``"overlay, made for each call"`` where a function uses it for which no overlay is known
-        (known after the first step).
+        ``"in_place"``, ``"in_place, reference on <device>"`` or ``"overlay"``. A parameter that a
+        function uses for which no overlay is known is moved in place after the step in which it
+        did so.
         """
         return self._parameters.bindings()
 
@@ -349,15 +349,20 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                 if not verdict.usable:
                     coefficients = coefficients * math.nan
                 share(tuning, leaves)
+                known = self._recorded
+                in_place = sorted(self._overlay.unknown) if known is None else known.in_place
                 moved, alive = advance(estimator, self._started, leaves, run.source, coefficients)
                 with uninterrupted():
                     if self._journal is not None:
-                        self._journal.record(self, repair, count, replay.statistics)
+                        self._journal.record(self, repair, count, replay.statistics, in_place)
                     accept(leaves, run.source, moved, verdict)
                     alive = _arrays.to_like(alive, self._started)
                     self._started = has_started(self._started, alive)
                     self._step += 1
                     tuner.tuning = tuner.begun(tuning, leaves, run.source)
+                    if in_place:
+                        self._parameters.fall_back(in_place, run.source)
+                        self.batched = False
         except BaseException:
             self._failures.restore(failures)
             run.back()
