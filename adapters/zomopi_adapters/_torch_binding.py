@@ -12,7 +12,7 @@ from zomopi_core.rule import Rule
 from zomopi_core.sampling import Randomness
 
 from . import _torch_errors as errors
-from ._torch_groups import Carrier
+from ._torch_groups import Carrier, storage
 from ._torch_in_place import InPlace
 from ._torch_leaf import HALF, Leaf, Source
 from ._torch_overlay import Overlaid
@@ -49,12 +49,15 @@ class Choice:
         What `overlay_places` returned.
     weights : int
         Bytes of all parameters.
+    padding : dict
+        What `padding_rows` returned.
     """
 
     binding: str
     reference: str | None
     places: set[int]
     weights: int
+    padding: dict[Any, int]
 
     def leaf(
         self, index: int, name: str, param: Tensor, group: dict[str, Any], random: Randomness
@@ -68,6 +71,7 @@ class Choice:
         leaf: Leaf
         if carried or auto or self.binding == "overlay":
             leaf = Overlaid(index, name, param, rule, group)
+            leaf.still = self.padding.get(storage(param))
             leaf.init(random)
             if leaf.kind != "full" or param.ndim < 2:
                 return leaf
@@ -82,10 +86,14 @@ class Choice:
         self, index: int, name: str, param: Tensor, rule: Rule, group: dict[str, Any]
     ) -> Leaf:
         """Return a leaf that is moved in place, without a state."""
+        leaf: Leaf
         if param.dtype in HALF:
             device = self._reference_device(param)
-            return Referenced(index, name, param, rule, group, device=device)
-        return InPlace(index, name, param, rule, group)
+            leaf = Referenced(index, name, param, rule, group, device=device)
+        else:
+            leaf = InPlace(index, name, param, rule, group)
+        leaf.still = self.padding.get(storage(param))
+        return leaf
 
     def instead_of(self, other: Overlaid, source: Source) -> Leaf:
         """Return a leaf that goes on in place where an overlay cannot be used."""

@@ -221,6 +221,19 @@ def is_quantised_linear(module: nn.Module) -> bool:
     return not weight.is_floating_point() or weight.is_quantized or stands_for_others
 
 
+def padding_rows(model: nn.Module | None) -> dict[Any, int]:
+    """Return the rows that no gradient reaches, by the `storage` of their tables.
+
+    Those of ``padding_idx`` of embeddings, unless another module uses the table, as a tied head.
+    """
+    found: dict[Any, set[int | None]] = {}
+    for module in () if model is None else model.modules():
+        row = module.padding_idx if isinstance(module, nn.Embedding | nn.EmbeddingBag) else None
+        for param in module.parameters(recurse=False):
+            found.setdefault(storage(param), set()).add(row)
+    return {key: row for key, (row, *others) in found.items() if row is not None and not others}
+
+
 class Carrier(nn.Parameter):  # type: ignore[misc]
     """Stands for the weight of a quantised linear layer: its shape, without its memory.
 

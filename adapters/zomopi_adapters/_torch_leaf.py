@@ -18,7 +18,7 @@ from zomopi_core.estimator import Evaluation, Weighted
 from zomopi_core.look import Length, length
 from zomopi_core.momentum import ExponentialAverage
 from zomopi_core.rule import LeafState, Rule
-from zomopi_core.sampling import Randomness
+from zomopi_core.sampling import Randomness, TorchSampler
 from zomopi_core.subspace import Sketch
 from zomopi_core.update import Change
 
@@ -68,6 +68,7 @@ class Leaf:
         self.share = 1.0  # factor of its steps, see `zomopi_core.balance`
         self.rests = False  # while a line goes along the steps of others
         self.remembers = False  # where it was best, see `remember`
+        self.still: int | None = None  # a row that is neither probed nor moved
         self.succeeds = False  # whether another way to evaluate was tried before
         self._held: Tensor | None = None
         self.keeps_probes = False  # whether all B of a step are kept until it is taken
@@ -109,7 +110,7 @@ class Leaf:
             if left is None:
                 self.kind, self.shared = "full", None
             elif right.ndim > left.ndim:
-                self.kind, self.shared = "left", left
+                self.kind, self.shared = "left", self._without_still(left)
             else:
                 self.kind, self.shared = "right", right
 
@@ -144,6 +145,9 @@ class Leaf:
         shape = tuple(self.state.momentum.shape)
         draw = Draw("probe", self.index, source.step, probe)
         values: Tensor = source.random.normal(draw, shape, self.state.momentum)
+        if self.kind == "full":
+            # A sampler of the user's may return what it keeps.
+            values = self._without_still(values, isinstance(source.random.sampler, TorchSampler))
         if not self.is_large:
             if not self.keeps_probes or any(step != source.step for step, _ in self._drawn):
                 self._drawn = {}
@@ -156,11 +160,19 @@ class Leaf:
             assert self.direction is not None
             return self.direction
         left, right = self.rule.subspace.factors(self.state.frame, self.coordinates(source, probe))
-        return left if self.kind == "right" else right
+        return self._without_still(left) if self.kind == "right" else right
 
     def varying_of(self, change: Change) -> Tensor:
         """Return the varying factor of a step."""
-        return change.left if self.kind == "right" else change.right
+        return self._without_still(change.left) if self.kind == "right" else change.right
+
+    def _without_still(self, rows: Tensor, own: bool = False) -> Tensor:
+        """Return a factor with the same rows as the parameter, zero where that stays as it is."""
+        if self.still is None:
+            return rows
+        rows = rows if own else rows.clone()
+        rows[self.still] = 0.0
+        return rows
 
     def product(self, varying: Tensor) -> tuple[Tensor, Tensor]:
         """Return (left, right) for a varying factor."""

@@ -14,7 +14,7 @@ from zomopi_core.sampling import Randomness, Sampler
 
 from . import _torch_errors as errors
 from ._torch_binding import Choice, overlay_places
-from ._torch_groups import Carrier, storage
+from ._torch_groups import Carrier, padding_rows, storage
 from ._torch_hooks import LearnedBeside, LoadedWeights, OverlaidForward
 from ._torch_layers import HANDLERS
 from ._torch_leaf import Leaf, Source
@@ -71,6 +71,7 @@ class Parameters:
             self._reference,
             overlay_places(self.model) if self._binding == "auto" else set(),
             sum(p.numel() * p.element_size() for g in groups for p in g["params"]),
+            padding_rows(self.model),
         )
         made: list[Leaf] = []
         random = seed
