@@ -670,6 +670,23 @@ class TestCost:
             optimizer.step(lambda: 1.0)
         assert counter.calls == [(12, 9)] * additions
 
+    def test_weight_decay_on_devices_that_the_host_would_wait_for(self, monkeypatch):
+        """A pass of its own, and the same path."""
+        monkeypatch.setattr("zomopi_adapters._torch_in_place._is_read_at_once", lambda _: False)
+        model, passes = network(), []
+        method = zo.zo_mopi(learning_rate=0.05, rank=3, weight_decay=0.3)
+        expected = core_path(model, method, 6)
+        weight = model[0].weight
+        multiply = torch.Tensor.mul_
+        monkeypatch.setattr(
+            torch.Tensor, "mul_", lambda x, by: passes.append(x is weight) or multiply(x, by)
+        )
+        optimizer = ZOMOPI(model, method=method)
+        for _ in range(6):
+            optimizer.step(objective(model))
+        assert_same(model, expected)
+        assert sum(passes) == 6
+
     def test_nothing_as_large_as_a_weight_is_made(self):
         weight = nn.Parameter(torch.randn(1024, 512))
         optimizer = ZOMOPI([weight], lr=0.1, rank=4, probes=4, refresh_every=2)

@@ -1,6 +1,7 @@
 """16-bit weights in place: exact restoration, small steps, rounding, the precision guard."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from zomopi_adapters._torch_accumulating import rounded  # noqa: E402
+from zomopi_adapters._torch_binding import Choice  # noqa: E402
 from zomopi_adapters._torch_leaf import Source  # noqa: E402
 from zomopi_adapters._torch_reference import Referenced  # noqa: E402
 from zomopi_adapters.torch import ZOMOPI, per_probe, tiled  # noqa: E402
@@ -180,6 +182,29 @@ class TestPath:
         weight = weights(torch.bfloat16, 4, 4)
         optimizer = ZOMOPI([("w", weight)], lr=0.1, reference="host", smoothing=0.02)
         assert optimizer.bindings == {"w": "in_place, reference on cpu"}
+
+    @pytest.mark.parametrize(
+        ("device", "reference", "free", "kept"),
+        [
+            ("cuda:1", None, 200, "cuda:1"),
+            ("cuda:1", None, 199, "cpu"),
+            ("cuda:1", "device", 0, "cuda:1"),
+            ("cuda:1", "host", 10**9, "cpu"),
+            ("cpu", None, 0, "cpu"),
+        ],
+    )
+    def test_free_memory_decides_where_the_reference_is(
+        self, monkeypatch, device, reference, free, kept
+    ):
+        """Weights of 100 bytes; asked is the device of the parameter."""
+        asked = []
+        monkeypatch.setattr(
+            torch.cuda, "mem_get_info", lambda which: asked.append(which) or (free, 10**9)
+        )
+        choice = Choice("auto", reference, set(), 100, {})
+        param = SimpleNamespace(device=torch.device(device))
+        assert choice._reference_device(param) == torch.device(kept)
+        assert asked == [torch.device(device)] * (device != "cpu" and reference is None)
 
     def test_weights_that_somebody_loads_are_taken_over(self):
         weight = weights(torch.bfloat16, 8, 8)

@@ -19,6 +19,8 @@ class InPlace(Leaf):
     The last restore is part of the addition of the step. An entry x is off by at most
     ``eps / 2 * (abs(x) + 6 * smoothing)`` per addition, 2N + 1 of them in a step with central
     differences: each rounds once, in units of the entry or of the probe, whichever is larger.
+    Weight decay is part of the last on a CPU; its factor is a number of the parameter's device,
+    and elsewhere it is a pass of its own.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -101,9 +103,9 @@ class InPlace(Leaf):
             self._follow_step(total, change.decay)
         if change.decay is not None:
             keep = 1.0 - change.decay
-            if self.param.device.type == "cpu":
+            if _is_read_at_once(keep):
                 beta = float(keep)
-            else:  # a number of the host would wait for the device
+            else:  # one pass more, where the fused addition would wait for the device
                 self.param.mul_(keep)
             if self.probe is not None:
                 total -= self._current(source) * (keep * self.scale)
@@ -148,3 +150,8 @@ class InPlace(Leaf):
         super().load_extra(extra)
         self.since, self.kept = extra.get("since"), extra.get("kept")
         self._version = None
+
+
+def _is_read_at_once(number: Tensor) -> bool:
+    """Tell whether the host can read a number without waiting."""
+    return bool(number.device.type == "cpu")
