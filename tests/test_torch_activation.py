@@ -56,13 +56,26 @@ class TestFrames:
             model, lr=0.1, rank=4, sketch="activation", refresh_every=2, refresh="haar"
         )
         (leaf,) = optimizer._leaves
+        carried, refresh = [], leaf.refresh
+
+        def watched(*arguments):
+            before = leaf.state
+            refresh(*arguments)
+            carried.append((before, leaf.state))
+
+        leaf.refresh = watched
         for scale in (1, 1, 2, 2):
             x = low_rank_inputs() ** scale
-            before = leaf.state
             optimizer.step(lambda x=x: model(x).pow(2).mean())
+        ((old, new),) = carried
         x = low_rank_inputs() ** 2
-        assert spans(leaf.state.frame, x) > spans(before.frame, low_rank_inputs()) > 0.5
-        assert before.momentum.shape == leaf.state.momentum.shape
+        # the frame of the first inputs holds all of those, and less of their squares
+        assert spans(old.frame, low_rank_inputs()) > 1 - 1e-12
+        assert spans(new.frame, x) > spans(old.frame, x) + 0.05
+        # on the right side the transposed momentum is that of a column sketch
+        expected = (new.frame.T @ old.frame) @ old.momentum
+        torch.testing.assert_close(new.momentum, expected, rtol=1e-12, atol=1e-15)
+        assert torch.linalg.norm(expected - old.momentum) > 0.05 * torch.linalg.norm(old.momentum)
 
     def test_of_a_transposed_weight_are_on_the_left(self):
         transformers = pytest.importorskip("transformers")

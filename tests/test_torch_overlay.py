@@ -79,6 +79,35 @@ class Attention(nn.Module):
         return self.inner(x, x, x)[0]
 
 
+class Encoder(nn.Module):
+    """A layer of a transformer, for which Torch has a fast path in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True)
+
+    def forward(self, x):
+        return self.inner(x[:, None, :] * torch.ones(3, 1, dtype=x.dtype))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.inner = kind(3, 4, batch_first=True, **options)
+
+    def forward(self, x):
+        return self.inner(x.view(-1, 2, 3))[0]
+
+
+class Pairs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Bilinear(6, 6, 3)
+
+    def forward(self, x):
+        return self.inner(x, torch.tanh(x))
+
+
 def conv1d():
     transformers = pytest.importorskip("transformers")
     return transformers.pytorch_utils.Conv1D(5, 6)
@@ -108,15 +137,25 @@ LAYERS = {
     "embeddings": Positions,
     "products": Product,
     "attention": Attention,
+    "transformer": Encoder,
+    "transformer, eval": lambda: Encoder().eval(),
+    "lstm": lambda: Recurrent(nn.LSTM, num_layers=2, bidirectional=True),
+    "gru": lambda: Recurrent(nn.GRU),
+    "bilinear": Pairs,
+    "bags": lambda: nn.EmbeddingBag(11, 6),
 }
 # of which no part can go through the model for all probes at once
-ONE_BY_ONE = {"transposed conv", "products", "attention"}
+ONE_BY_ONE = {
+    "transposed conv", "products", "attention", "transformer", "transformer, eval", "lstm", "gru",
+    "bilinear", "bags",
+}  # fmt: skip
+TOKENS = {"embeddings", "bags"}
 
 
 def made(name):
     torch.manual_seed(0)
     model = LAYERS[name]().double()
-    x = torch.arange(60).reshape(12, 5) % 11 if name == "embeddings" else data()[0][:12]
+    x = torch.arange(60).reshape(12, 5) % 11 if name in TOKENS else data()[0][:12]
     return model, x
 
 
@@ -835,6 +874,56 @@ class TestBatched:
             ends.append(losses + [float(optimizer.step(closure)) for _ in range(2)])
         assert ends[0] == pytest.approx(ends[1], rel=1e-10)
 
+    @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8, 100, None])
+    def test_a_chunk_bounds_the_rows_of_a_forward_pass(self, chunk):
+        model, x = made("linear")
+        optimizer = ZOMOPI(model, lr=0.05, probes=4, binding="overlay", batched=True, chunk=chunk)
+        optimizer.step(lambda: rows_loss(model, x))  # which compares two losses one by one
+        seen = []
+        model[0].register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+        optimizer.step(lambda: rows_loss(model, x))
+        at_once = min(chunk or 8, 8)
+        assert sum(seen) == 8 * len(x)
+        assert max(seen) == at_once * len(x)
+        assert len(seen) == -(-8 // at_once)
+
+    def test_a_compiled_model(self):
+        ends = []
+        for batched in (False, True):
+            model, x = made("linear")
+            run = torch.compile(model, backend="eager")
+            optimizer = ZOMOPI(model, lr=0.05, rank=2, binding="overlay", batched=batched)
+            ends.append([float(optimizer.step(lambda: rows_loss(run, x))) for _ in range(4)])  # noqa: B023
+            assert optimizer.batched == batched
+        assert ends[0] == pytest.approx(ends[1], rel=1e-10)
+
+    @pytest.mark.parametrize("chunk", [None, 3])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_resumes_to_the_bit(self, dtype, chunk):
+        def run():
+            model = network(dtype)
+            options = {"binding": "overlay", "batched": True, "chunk": chunk, "smoothing": 0.05}
+            optimizer = ZOMOPI(model, 0.05, rank=2, refresh_every=4, **options)
+            x, y = data(dtype)
+
+            def closure():
+                out = model(tiled(x)).float()
+                return per_probe(F.cross_entropy(out, tiled(y), reduction="none"))
+
+            return model, optimizer, closure
+
+        (model, optimizer, closure), (other, resumed, again) = run(), run()
+        for _ in range(6):
+            optimizer.step(closure)
+        other.load_state_dict(model.state_dict())
+        resumed.load_state_dict(optimizer.state_dict())
+        for _ in range(7):
+            assert float(optimizer.step(closure)) == float(resumed.step(again))
+        for o in (optimizer, resumed):
+            o.merge()
+        for a, b in zip(model.parameters(), other.parameters(), strict=True):
+            assert torch.equal(a, b)
+
     def test_micro_batches(self):
         ends = []
         for batched in (False, True):
@@ -937,6 +1026,33 @@ class TestSurroundings:
         assert set(ZOMOPI(params, lr=0.1).bindings.values()) == {"in_place, reference on cpu"}
         assert "overlay: 6 parameters (0.bias, 0.weight, 1.bias, ...)" in caplog.text
         assert "overlay: 6 parameters" in repr(half)
+
+    def test_auto_moves_in_place_what_no_overlay_is_known_for(self):
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.inner = nn.Linear(6, 3), nn.GRU(3, 4)
+                self.last = nn.Linear(4, 3)
+
+            def forward(self, x):
+                return self.last(self.inner(self.first(x))[0])
+
+        model = Model().to(torch.bfloat16)
+        optimizer = ZOMOPI(model, lr=0.05, rank=2, smoothing=0.05)
+        assert {n for n, b in optimizer.bindings.items() if b.startswith("in_place")} == {
+            "inner.weight_ih_l0", "inner.weight_hh_l0"
+        }  # fmt: skip
+        x, y = data(torch.bfloat16)
+        before = model(x).detach()
+        for _ in range(3):
+            optimizer.step(lambda: F.cross_entropy(model(x).float(), y))
+        assert sum(b == "overlay" for b in optimizer.bindings.values()) == 6
+        assert not torch.equal(model(x), before)
+        with torch.no_grad():
+            now = model(x)
+        with pytest.raises(RuntimeError, match="stop"):
+            optimizer.step(lambda: (_ for _ in ()).throw(RuntimeError("stop")))
+        assert torch.equal(model(x), now)
 
     def test_16_bits_keep_a_probe_beside_large_steps(self):
         """In 16 bits a probe that is added to the coordinates would be rounded away."""

@@ -125,7 +125,8 @@ class Overlaid(Accumulating):
         assert self.shared is not None
         zero = torch.zeros_like(next(x for x in known if x is not None))
         steps, shared = zero if self.total is None else self.total, self.shared.to(dtype)
-        probes = [zero if held is None else held * scale for held, scale in places]
+        # one at a time: there may be many
+        probes = (zero if held is None else held * scale for held, scale in places)
         if dtype in HALF and self.total is not None and any(x is not None for x in known[1:]):
             across = -2 if self.kind == "left" else -1
             parts = [torch.cat([steps.to(dtype), p.to(dtype)], dim=across) for p in probes]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from zomopi_core import _arrays
@@ -12,6 +12,7 @@ from zomopi_core._checks import check_name
 from zomopi_core._journal_rows import Row, failures_of, read_note
 from zomopi_core.errors import NonFiniteLossError
 from zomopi_core.failures import Failures, Retry
+from zomopi_core.look import Length, Look, Size, look
 from zomopi_core.losses import join_losses
 
 from . import _torch_errors as errors
@@ -42,6 +43,8 @@ class Repair:
     losses : list
     joined : array of shape (points,)
         The same in one array.
+    seen : Look or None
+        What was read with the losses.
     rounds : list of list of int
         Numbers of the points that were evaluated again, in order.
     """
@@ -49,6 +52,8 @@ class Repair:
     def __init__(self, failures: Failures, losses: list[Any], evaluate: Evaluate) -> None:
         self.losses, self.joined = list(losses), join_losses(losses)
         self.rounds: list[list[int]] = []
+        self.seen: Look | None = None
+        self._host: list[float] | None = None
         self._failures, self._evaluate = failures, evaluate
         self._before = failures.count, failures.first
 
@@ -56,6 +61,13 @@ class Repair:
     def made(self) -> int:
         """Number of evaluations."""
         return len(self.losses) + sum(map(len, self.rounds))
+
+    def look(
+        self, sizes: Sequence[Size], probes: Sequence[Length], directions: Sequence[Length]
+    ) -> None:
+        """Read the losses, and what the tuning needs beside them, in one transfer."""
+        self.seen = look([self.joined], sizes, probes, directions)
+        (self._host,) = self.seen.numbers
 
     def run(self, step: int, probes: int) -> None:
         """Look at the losses, which waits for their device, and evaluate again what failed.
@@ -66,18 +78,23 @@ class Repair:
         probes : int
             Number of points that make the estimate; the others lie along a line.
         """
-        host = self._on_host()
+        host = self.host
         if math.isfinite(sum(host)):
             self._failures.in_a_row = 0
             return
         try:
             self.joined, _ = self._failures.repaired(self.joined, host, self._again, probes)
+            self._host = None
         except NonFiniteLossError as error:
-            error.add_note(f"losses of step {step}: {self._on_host()}")
+            error.add_note(f"losses of step {step}: {self.host}")
             raise
 
-    def _on_host(self) -> list[float]:
-        return _arrays.to_host(self.joined).tolist()  # type: ignore[no-any-return]
+    @property
+    def host(self) -> list[float]:
+        """The losses as numbers, for which their device is waited for once."""
+        if self._host is None:
+            (self._host,) = _arrays.read([self.joined])
+        return self._host
 
     def _again(self, places: list[int]) -> Any:
         found = self._evaluate(places)
@@ -96,7 +113,7 @@ class Repair:
         for place in itertools.chain(*_rounds(note.get("repeated", []), len(self.losses))):
             move_to(place)
         try:
-            self._failures.recall(failures_of(row), note, self._on_host())
+            self._failures.recall(failures_of(row), note, self.host)
         except (TypeError, ValueError) as error:
             raise errors.wrong_journal(f"the note of step {row.step}: {error}") from error
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -24,7 +26,18 @@ _FEW = 8
 # Rows on which a probe is looked at.
 _ROWS = 64
 
-Moved = list[tuple[LeafState, Change]]
+# Bytes of momenta that are stacked whatever the size of the parameters is.
+_STACK = 2**20
+# Otherwise the largest parameter has this many times their size.
+_PART = 16
+
+
+class Moved(NamedTuple):
+    """A leaf, its state after the step, and its step."""
+
+    leaf: Leaf
+    state: LeafState
+    change: Change
 
 
 def keep_what_fits(leaves: list[Leaf], probes: int) -> None:
@@ -44,18 +57,63 @@ def _size(tensor: Tensor) -> int:
     return int(tensor.numel() * tensor.element_size())
 
 
-def advance(
-    estimator: FiniteDifference,
-    started: Tensor,
-    leaves: list[Leaf],
-    source: Source,
-    coefficients: Any,
-) -> tuple[Moved, Tensor]:
-    """Return the new states and steps of all leaves, and whether there is an estimate."""
+def weigh(estimator: FiniteDifference, leaves: list[Leaf], coefficients: Any) -> Weighted:
+    """Return the coefficients of a step as the leaves use them, in the widest of their dtypes."""
     momenta = [leaf.state.momentum for leaf in leaves]
     wide, narrow = min(momenta, key=_arrays.epsilon), max(momenta, key=_arrays.epsilon)
     limit = _arrays.largest_number(narrow) * _HEADROOM
-    weighted = estimator.weigh(_arrays.to_like(coefficients, wide), limit)
+    return estimator.weigh(_arrays.to_like(coefficients, wide), limit)
+
+
+def advance(
+    estimator: FiniteDifference,
+    weighted: Weighted,
+    started: Tensor,
+    leaves: list[Leaf],
+    source: Source,
+) -> Iterator[Moved]:
+    """Yield the new states and steps of all leaves.
+
+    Those of thin leaves are computed first, so that nothing has moved if that fails. A leaf in
+    its full space comes when it is asked for: its estimate and its step are as large as the
+    parameter, and there is memory for one of them. The largest is the first.
+    """
+    thin = [leaf for leaf in leaves if not leaf.is_large]
+    large = sorted((x for x in leaves if x.is_large), key=lambda x: -_size(x.param))
+    moved = [
+        m for some in _groups(thin) for m in _moved(estimator, weighted, started, some, source)
+    ]
+
+    def one_by_one() -> Iterator[Moved]:
+        for leaf in large:
+            yield from _moved(estimator, weighted, started, [leaf], source)
+
+    return itertools.chain(one_by_one(), moved)
+
+
+def _groups(leaves: list[Leaf]) -> Iterator[list[Leaf]]:
+    """Yield leaves that are computed as a stack: alike, and no more than there is memory for.
+
+    A stack takes about five times the memory of its momenta while it is orthogonalized.
+    """
+    alike: dict[Any, list[Leaf]] = {}
+    for leaf in leaves:
+        m = leaf.state.momentum
+        alike.setdefault((m.shape, m.dtype, m.device), []).append(leaf)
+    limit = max(_STACK, max((_size(leaf.param) for leaf in leaves), default=0) // _PART)
+    for group in alike.values():
+        count = max(1, limit // max(1, _size(group[0].state.momentum)))
+        for start in range(0, len(group), count):
+            yield group[start : start + count]
+
+
+def _moved(
+    estimator: FiniteDifference,
+    weighted: Weighted,
+    started: Tensor,
+    leaves: list[Leaf],
+    source: Source,
+) -> list[Moved]:
     states, gradients, flags = [], [], []
     for leaf in leaves:
         like = leaf.state.momentum
@@ -73,12 +131,13 @@ def advance(
         flags.append((own.alive, _arrays.to_like(started, like)))
     rules, rates = zip(*((x.rule, x.rate(source)) for x in leaves), strict=True)
     draws = [(source.random, leaf.index, source.step) for leaf in leaves]
-    return advance_all(rules, states, gradients, flags, rates, draws), weighted.alive
+    found = advance_all(rules, states, gradients, flags, rates, draws)
+    return [Moved(leaf, *pair) for leaf, pair in zip(leaves, found, strict=True)]
 
 
-def accept(leaves: list[Leaf], source: Source, moved: Moved, verdict: Verdict) -> None:
+def accept(moved: Iterable[Moved], source: Source, verdict: Verdict) -> None:
     """Take the step, or go back to the best iterate."""
-    for leaf, (state, change) in zip(leaves, moved, strict=True):
+    for leaf, state, change in moved:
         if verdict.best:
             leaf.remember()
         if verdict.retreat:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from zomopi_core.balance import Balance, Share
 from zomopi_core.estimator import Evaluation, FiniteDifference
@@ -25,6 +25,7 @@ from zomopi_core.tuning import USABLE, Tuning, Verdict, count_unknowns, fitted_a
 
 from . import _torch_errors as errors
 from ._torch_leaf import STEP, Leaf, Source
+from ._torch_repetition import Repair
 
 
 class Tuner:
@@ -88,46 +89,39 @@ class Tuner:
             return tuple(Evaluation(0 if s else None, s * width) for s in scales)
         return tuple(Evaluation(STEP if s else None, s) for s in scales)
 
-    def sizes(self, leaves: list[Leaf]) -> list[Size]:
-        """Return the sizes of the parameters, which must stand at X, if `told` needs them."""
-        if self.tuning is None or not self.tuning.attentive:
-            return []
-        return sizes_of([(x.rule, x.param.detach()) for x in leaves])
+    @property
+    def looks(self) -> bool:
+        """Whether the next step needs numbers of the device."""
+        return self.tuning is not None and self.tuning.attentive
 
-    def told(
-        self,
-        sizes: list[Size],
-        coefficients: Tensor,
-        losses: Tensor,
-        leaves: list[Leaf],
-        source: Source,
-    ) -> tuple[Tuning | None, Verdict]:
+    def sizes(self, leaves: list[Leaf]) -> list[Size]:
+        """Return the sizes of the parameters, which must stand at X, if the step `looks`."""
+        return sizes_of([(x.rule, x.param.detach()) for x in leaves]) if self.looks else []
+
+    def told(self, repair: Repair) -> tuple[Tuning | None, Verdict]:
         """Return the tuning after a step, and what becomes of the step.
 
         Parameters
         ----------
-        sizes : list of Size
-            What `sizes` returned before the step.
-        coefficients : tensor of shape (N,)
-        losses : tensor
-            Of the step's probes, and of the points of `points`.
-        leaves : list of Leaf
-        source : Source
+        repair : Repair
+            The losses of the step's probes, and of the points of `points`; it has looked at what
+            else is needed.
         """
         tuning = self.tuning
         if tuning is None:
             return None, USABLE
-        if not tuning.attentive:
+        if repair.seen is None:
             return tuning.passed(), USABLE
-        count = len(self.estimator.evaluations)
-        (host, c), read, geometry = look((losses, coefficients), sizes, *_lengths(leaves, source))
-        return tuning.grown(read).told(c, host[:count], host[count:], geometry)
+        count, host = len(self.estimator.evaluations), repair.host
+        c = self.estimator.differences(np.asarray(host[:count])).tolist()
+        _, sizes, geometry = repair.seen
+        return tuning.grown(sizes).told(c, host[:count], host[count:], geometry)
 
     def begun(self, tuning: Tuning | None, leaves: list[Leaf], source: Source) -> Tuning | None:
         """Return the tuning after the leaves have new directions."""
         if tuning is None or not tuning.can_begin:
             return tuning
-        return tuning.begin(look((), (), *_lengths(leaves, source)).geometry)
+        return tuning.begin(look((), (), *lengths(leaves, source)).geometry)
 
     def pack(self) -> dict[str, Any] | None:
         """Return the tuning as numbers, tuples and dicts."""
@@ -149,7 +143,7 @@ def share(tuning: Tuning | None, leaves: list[Leaf]) -> None:
             leaf.share = factors[leaf.index]
 
 
-def _lengths(leaves: list[Leaf], source: Source) -> tuple[list[Length], list[Length]]:
+def lengths(leaves: list[Leaf], source: Source) -> tuple[list[Length], list[Length]]:
     """Return the lengths of the first probe and of the direction, leaf by leaf."""
     return (
         [leaf.length(leaf.varying(source, 0)) for leaf in leaves],

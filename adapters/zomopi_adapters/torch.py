@@ -24,6 +24,7 @@ from zomopi_core._checks import check_count, check_name, flag
 from zomopi_core.estimator import FiniteDifference
 from zomopi_core.failures import Retry
 from zomopi_core.journal import Journal, as_journal
+from zomopi_core.look import Size
 from zomopi_core.method import Method
 from zomopi_core.rule import has_started
 from zomopi_core.sampling import Randomness, Sampler
@@ -42,8 +43,8 @@ from ._torch_parameters import Parameters
 from ._torch_repetition import Repair, as_failures
 from ._torch_scope import Replay, forget_casts, own_arithmetic, uninterrupted
 from ._torch_slices import per_probe, tiled
-from ._torch_step import accept, advance, keep_what_fits, warn_of_invisible_probes
-from ._torch_tuning import Tuner, fit_memories, share
+from ._torch_step import accept, advance, keep_what_fits, warn_of_invisible_probes, weigh
+from ._torch_tuning import Tuner, fit_memories, lengths, share
 
 __all__ = ["ZOMOPI", "default_groups", "per_probe", "tiled"]
 
@@ -342,21 +343,22 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             losses = self._losses(run)
             with own_arithmetic(kinds):
                 count = len(estimator.evaluations)
-                repair = self._repair(run, losses, count)
+                repair = self._repair(run, losses, count, sizes)
                 losses, joined = repair.losses, repair.joined
                 coefficients = estimator.differences(joined[:count])
-                tuning, verdict = tuner.told(sizes, coefficients, joined, leaves, run.source)
+                tuning, verdict = tuner.told(repair)
                 if not verdict.usable:
                     coefficients = coefficients * math.nan
                 share(tuning, leaves)
                 known = self._recorded
                 in_place = sorted(self._overlay.unknown) if known is None else known.in_place
-                moved, alive = advance(estimator, self._started, leaves, run.source, coefficients)
+                weighted = weigh(estimator, leaves, coefficients)
+                moved = advance(estimator, weighted, self._started, leaves, run.source)
                 with uninterrupted():
                     if self._journal is not None:
                         self._journal.record(self, repair, count, replay.statistics, in_place)
-                    accept(leaves, run.source, moved, verdict)
-                    alive = _arrays.to_like(alive, self._started)
+                    accept(moved, run.source, verdict)
+                    alive = _arrays.to_like(weighted.alive, self._started)
                     self._started = has_started(self._started, alive)
                     self._step += 1
                     tuner.tuning = tuner.begun(tuning, leaves, run.source)
@@ -480,13 +482,16 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
                 self.batched = False
         return run.one_by_one(run.points)
 
-    def _repair(self, run: Evaluator, losses: list[Any], probes: int) -> Repair:
+    def _repair(self, run: Evaluator, losses: list[Any], probes: int, sizes: list[Size]) -> Repair:
         """Look at what failed, unless nothing follows from it: that would wait for the device."""
 
         def again(points: list[int]) -> list[Any]:
             return run.batched(points, self.chunk) if self.batched else run.one_by_one(points)
 
+        assert self._tuner is not None
         repair = Repair(self._failures, losses, again)
+        if self._tuner.looks:
+            repair.look(sizes, *lengths(run.leaves, run.source))
         if self._recorded is not None:
             if len(self._recorded.losses) != len(losses):
                 raise errors.wrong_journal("a step has too many losses")
