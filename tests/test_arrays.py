@@ -152,6 +152,40 @@ def test_makes_no_other_array_of_that_size(monkeypatch, scipy):
         products._blas_product.cache_clear()
 
 
+class TestWeightedMean:
+    @pytest.mark.parametrize("shape", [(), (6,), (1, 9), (7, 5), (3, 2, 4)])
+    @pytest.mark.parametrize("place", [False, True])
+    def test_is_the_formula(self, backend, how, shape, place):
+        rng = np.random.default_rng(0)
+        x, y = (np.asarray(rng.standard_normal(shape)) for _ in range(2))
+        given = [backend.array(v) for v in (x, y)]
+        out = _arrays.empty_like(given[0]) if place else None
+        found = _arrays.weighted_mean(*given, 0.25, out=out)
+        assert out is None or found is out
+        np.testing.assert_allclose(
+            backend.numpy(found), 0.75 * x + 0.25 * y, rtol=1e-14, atol=1e-15
+        )
+        for before, after in zip((x, y), given, strict=True):
+            np.testing.assert_array_equal(backend.numpy(after), before)
+
+    def test_keeps_the_dtype_and_has_no_order(self):
+        x = np.asfortranarray(np.arange(6.0, dtype=np.float16).reshape(2, 3))
+        found = _arrays.weighted_mean(x, x[:, ::-1], 0.5)
+        assert found.dtype == np.float16
+        np.testing.assert_array_equal(found, [[1, 1, 1], [4, 4, 4]])
+
+    def test_makes_no_other_array_of_that_size(self):
+        x, y = np.ones((2, 4096, 1024), dtype=np.float32)
+        out = np.empty_like(x)
+        tracemalloc.start()
+        try:
+            _arrays.weighted_mean(x, y, 0.5, out=out)
+            # two blocks of 4 MiB, of 16 that x has
+            assert tracemalloc.get_traced_memory()[1] < 0.6 * x.nbytes
+        finally:
+            tracemalloc.stop()
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_stack_is_one_product(backend, mirrored):
     rng = np.random.default_rng(0)

@@ -165,9 +165,9 @@ class TestReports:
         assert [row["buffers"] for row in found["floor"]] == ["fresh", "reused"]
         assert all(row["ratio"] > 0 for row in found["floor"])
         assert "| numpy | float32 | fresh |" in done.stdout
-        reused, fresh, tuned, tuned_fresh = (row["beyond_X"] for row in found["memory"])
-        assert reused < 2.75 < fresh
-        assert tuned < 3.75 < tuned_fresh
+        assert {row["run"] for row in found["memory"]} == {"given", "tuned", "noisy"}
+        for row in found["memory"]:
+            assert row["beyond_X"] < (2.75 if row["reuse_buffers"] else 3.25)
 
     def test_page_without_scripts(self, tmp_path):
         """What `asv publish` wrote: two choices of parameters, one never measured."""

@@ -1,5 +1,6 @@
 """Points and iterates in arrays: their memory, stacks, reuse."""
 
+import copy
 import pickle
 import sys
 import tracemalloc
@@ -9,6 +10,7 @@ import pytest
 
 import zomopi_core as zo
 from zomopi_core import _arrays
+from zomopi_core.best import Best
 from zomopi_core.binding import ArrayBinding
 from zomopi_core.candidates import RUN, Candidates
 
@@ -338,8 +340,10 @@ class TestReuse:
             o.tell(np.arange(float(len(o.ask()))))
         assert np.array_equal(optimizer.x, twin.x)
 
-    def test_a_step_is_taken_once_wherever_it_is_interrupted(self):
-        method = METHODS["central"]
+    @pytest.mark.parametrize("averages", [False, True])
+    def test_a_step_is_taken_once_wherever_it_is_interrupted(self, averages):
+        """Also one that makes an average, in memory of its own."""
+        method = METHODS["tuned" if averages else "central"]
 
         def interrupt(frame, event, argument):
             if event == "line" and "zomopi_core" in frame.f_code.co_filename:
@@ -377,24 +381,147 @@ class TestReuse:
         assert lines > 50
 
 
-@pytest.mark.parametrize(("method", "most"), [(METHODS["central"], 2), (METHODS["tuned"], 3)])
-def test_peak_memory_of_minimize(method, most):
-    """Beyond the parameters and the caller's: a candidate, the best seen, while tuned one more."""
-    x0 = np.ones((4096, 1024), dtype=np.float32)
+class TestPeakMemory:
+    """Of `minimize` in sizes of X, beyond its own and the caller's: a point, the best one."""
 
-    def fun(x):
+    X0 = np.ones((4096, 1024), dtype=np.float32)
+    # Thin factors of rank 3, and two blocks in which large arrays are gone through.
+    SMALL = 0.6
+
+    def peak(self, fun, queries=200, **options):
+        def run(queries):
+            return zo.minimize(fun, self.X0, max_queries=queries, reuse_buffers=True, **options)
+
+        run(20)  # imports
+        tracemalloc.start()
+        try:
+            result = run(queries)
+            return tracemalloc.get_traced_memory()[1] / self.X0.nbytes - 1.0, result
+        finally:
+            tracemalloc.stop()
+
+    @staticmethod
+    def corner(x):
         return float(np.sum((x[::64, 0] - 2) ** 2))
 
-    def run(queries):
-        zo.minimize(fun, x0, method=method, max_queries=queries, reuse_buffers=True)
+    @pytest.mark.parametrize(
+        "method",
+        [METHODS["central"], METHODS["tuned"], zo.zo_mopi(learning_rate=0.1, smoothing="auto")],
+        ids=["given", "tuned", "smoothing tuned"],
+    )
+    def test_without_noise(self, method):
+        """Measured 2.01, 2.27 and 2.01."""
+        assert self.peak(self.corner, method=method)[0] < 2.0 + self.SMALL
 
-    run(20)  # imports
-    tracemalloc.start()
-    try:
-        run(200)
-        peak = tracemalloc.get_traced_memory()[1] / x0.nbytes
-    finally:
-        tracemalloc.stop()
-    # One X is the run's own; a part for the thin factors of rank 3 and for blocks of a quarter.
-    # Measured 3.01 and 4.27 with the run's own.
-    assert peak - 1.0 <= most + 0.75
+    def test_of_an_average(self, monkeypatch):
+        """Measured 2.51; 5.02 when the best point seen was kept, and means were arrays."""
+        rng, method = np.random.default_rng(0), zo.zo_mopi(rank=3, refresh_every=10**6)
+        give_way, times = Best.give_way, []
+        monkeypatch.setattr(Best, "give_way", lambda best: (times.append(best), give_way(best)))
+
+        def fun(x):
+            return self.corner(x) + 1e3 * rng.standard_normal()
+
+        peak, _ = self.peak(fun, queries=500, method=method)
+        assert len(times) == 1
+        assert peak < 2.0 + self.SMALL
+
+    @pytest.mark.parametrize(
+        "method",
+        [zo.zo_mopi(rank=3, learning_rate=0.02, probes=1), METHODS["tuned"]],
+        ids=["given", "tuned"],
+    )
+    def test_of_a_way_back(self, method):
+        """F has risen for good: the guard goes back, or the tuning does."""
+        calls, rates = [0], []
+
+        def fun(x):
+            calls[0] += 1
+            return self.corner(x) * (1.0 if calls[0] < 60 else 100.0 + calls[0])
+
+        def callback(iteration):
+            rates.append(iteration.learning_rate)
+
+        peak, _ = self.peak(fun, 250, method=method, callback=callback)
+        assert min(rates[-5:]) <= 0.26 * max(rates)
+        assert peak < 2.0 + self.SMALL
+
+    def test_of_points_in_new_memory(self):
+        """A point is gone before the next one is made; at the end two copies are the caller's."""
+        method, peaks = METHODS["tuned"], []
+
+        def fun(x):
+            peaks.append(tracemalloc.get_traced_memory()[1] / self.X0.nbytes - 1.0)
+            return self.corner(x)
+
+        tracemalloc.start()
+        try:
+            zo.minimize(fun, self.X0, max_queries=100, method=method)
+            assert peaks[-1] < 2.0 + self.SMALL
+            assert tracemalloc.get_traced_memory()[1] / self.X0.nbytes - 1.0 < 3.0 + self.SMALL
+        finally:
+            tracemalloc.stop()
+
+
+class TestAverage:
+    """Where noise hides the minimum iterates are averaged, in memory that takes turns too."""
+
+    @staticmethod
+    def about_to_average(**options):
+        """Return an optimizer whose next step is a search, with an average of several iterates."""
+        method = zo.zo_mopi(learning_rate="auto")
+        optimizer = zo.Optimizer(np.ones((6, 5)), method=method, seed=2, **options)
+        rng = np.random.default_rng(0)
+        while not (optimizer._point.tuning.weight < 0.7 and optimizer._plan().kind):
+            optimizer.tell(rng.standard_normal(len(optimizer.ask())))
+        return optimizer
+
+    def test_three_pieces_of_memory(self):
+        """That of the points, of the iterate, and of the average."""
+        optimizer = self.about_to_average(reuse_buffers=True)
+        rng, seen, averages = np.random.default_rng(1), set(), 0
+        for _ in range(100):
+            before = optimizer.estimate
+            points = optimizer.ask()
+            arrays = [points[0], optimizer.x, before]
+            seen |= {x.__array_interface__["data"][0] for x in arrays}
+            optimizer.tell(rng.standard_normal(len(points)))
+            averages += optimizer.estimate is not before
+        assert averages > 5
+        assert len(seen) == 3
+
+    def test_one_that_was_interrupted_anywhere_is_made_once(self):
+        """The bits are those of a step that was not interrupted."""
+        start = self.about_to_average(reuse_buffers=True)
+        losses = np.random.default_rng(3).standard_normal(40)
+        left, made = [0], []
+
+        def interrupt(frame, event, argument):
+            if event == "line" and "zomopi_core" in frame.f_code.co_filename:
+                left[0] -= 1
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+            return interrupt
+
+        def run(at):
+            optimizer = copy.deepcopy(start)  # whose arrays can be written to
+            left[0] = at
+            while not made or optimizer.nit < made[0]:
+                told = losses[: len(optimizer.ask())]
+                sys.settrace(interrupt)
+                try:
+                    optimizer.tell(told)
+                except KeyboardInterrupt:
+                    continue
+                finally:
+                    sys.settrace(None)
+                if not made:
+                    made.append(optimizer.nit)
+            return np.array(optimizer.x), np.array(optimizer.estimate), left[0]
+
+        *expected, rest = run(10**9)
+        assert not np.array_equal(*expected)
+        lines = 10**9 - rest
+        for at in range(1, lines, 5):
+            for found, right in zip(run(at)[:2], expected, strict=True):
+                np.testing.assert_array_equal(found, right)

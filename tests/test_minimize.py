@@ -122,6 +122,46 @@ class TestResult:
         assert isinstance(a.fun, float)
 
 
+class TestAverages:
+    """Where noise hides the minimum the result is an average, and no luckiest point is kept."""
+
+    START = distance(X0)
+
+    def noisy(self):
+        rng = np.random.default_rng(0)
+        return Recorded(lambda x: distance(x) + 0.3 * self.START * rng.standard_normal())
+
+    def test_interrupted(self):
+        """The loss is one that a line search measured, not the lowest of all."""
+        fun = self.noisy()
+
+        def callback(iteration):
+            if iteration.step == 180:
+                raise KeyboardInterrupt
+
+        result = zo.minimize(fun, X0, max_queries=5000, callback=callback)
+        assert result.status == "interrupted"
+        assert distance(result.x) < 0.9 * distance(result.x_last)
+        assert result.history["best"][-1] == min(fun.losses) < result.fun
+        # means of three values, each within 0.3 of F there, which is 0.1 or less
+        assert abs(result.fun) < 0.4 * self.START
+
+    def test_target_is_confirmed_there(self):
+        fun = self.noisy()
+        target = 0.02 * self.START  # above the minimum, and what is seen by luck all the time
+        result = zo.minimize(fun, X0, max_queries=5000, target=target)
+        assert result.status == "target"
+        assert result.fun == fun.losses[-1] <= target
+        assert np.array_equal(fun.points[-1], result.x)
+
+    def test_is_confirmed_at_the_end(self):
+        fun = self.noisy()
+        result = zo.minimize(fun, X0, max_queries=3000)
+        assert result.fun == fun.losses[-2]
+        assert np.array_equal(fun.points[-2], result.x)
+        assert np.array_equal(fun.points[-1], result.x_last)
+
+
 class TestStopping:
     def test_needs_a_rule(self):
         with pytest.raises(ValueError, match="nothing would stop this run: give max_queries"):

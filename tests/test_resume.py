@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import re
+import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +12,10 @@ import pytest
 import zomopi_core as zo
 from zomopi_core import _header, _journal_file, evaluation
 from zomopi_core._snapshots import SnapshotFiles
+from zomopi_core.best import Best
+from zomopi_core.draws import step_key
+from zomopi_core.noise import Noise
+from zomopi_core.rate_search import RateSearch
 from zomopi_core.resume import _Given, _Saved
 
 TARGET = np.outer(np.arange(6.0), np.ones(4)) / 6
@@ -239,6 +244,59 @@ class TestSameBits:
             options = {"max_queries": 200, "seed": seed}
             plain = zo.minimize(loss, X0, **options)
             result, _ = broken_and_resumed(tmp_path / f"{i}.zomopi", loss, X0, 100, **options)
+            same(result, plain)
+
+    @pytest.mark.parametrize("reuse", [False, True])
+    def test_a_retreat_to_the_best_point(self, tmp_path, monkeypatch, reuse):
+        """F has risen for good at step 40; the run is broken before that, and after."""
+        late = {step_key(3, step) for step in range(40, 1000)}
+        retreats, retreated = [], RateSearch.retreated
+        monkeypatch.setattr(
+            RateSearch, "retreated", lambda search: (retreats.append(1), retreated(search))[1]
+        )
+
+        def fun(x, key=None):
+            return loss(x) + 50.0 * (key in late)
+
+        options = {"max_queries": 700, "seed": 3, "reuse_buffers": reuse}
+        plain = zo.minimize(fun, X0, **options)
+        assert retreats
+        for at in (300, 400, 500, 600):
+            calls = [0]
+
+            def stopping(x, key=None, at=at, calls=calls):
+                calls[0] += 1
+                if calls[0] == at:
+                    raise Stopped
+                return fun(x, key)
+
+            path = tmp_path / f"{at}.zomopi"
+            with pytest.raises(Stopped):
+                zo.minimize(stopping, X0, journal=zo.Journal(path, snapshot_steps=5), **options)
+            same(zo.resume(path, stopping), plain)
+            assert_equal(zo.replay(path), plain.x_last)
+
+    @pytest.mark.parametrize("reuse", [False, True])
+    def test_an_average(self, tmp_path, monkeypatch, reuse):
+        """Noise hides the minimum: the best point has given way to the average of iterates."""
+        gave_way, give_way = [], Best.give_way
+        monkeypatch.setattr(Best, "give_way", lambda best: (gave_way.append(1), give_way(best))[1])
+
+        def noisy(x):  # the same at the same point, as a resumed run needs it
+            bits = zlib.crc32(np.ascontiguousarray(x).tobytes())
+            return loss(x) + 3.0 * np.random.default_rng(bits).standard_normal()
+
+        random = Noise.with_repetition  # which sees no noise in values at one point
+        monkeypatch.setattr(
+            Noise, "with_repetition", lambda noise, a, b: random(noise, a, b + 3.0)
+        )
+        options = {"max_queries": 1500, "seed": 3, "reuse_buffers": reuse}
+        plain = zo.minimize(noisy, X0, **options)
+        assert gave_way
+        assert not np.array_equal(plain.x, plain.x_last)
+        for at in (300, 700, 1200, plain.nfev - 1, plain.nfev):
+            path = tmp_path / f"{at}.zomopi"
+            result, _ = broken_and_resumed(path, noisy, X0, at, **options)
             same(result, plain)
 
     def test_memory_of_another_layout(self, tmp_path):

@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 
+import zomopi_core as zo
 from zomopi_core.noise import Noise
 from zomopi_core.retreat import Descent
+from zomopi_core.smoothing import Geometry
 
 QUIET = Noise()
 FELL = Descent(first=10.0, lowest=2.0)
@@ -95,6 +98,20 @@ class TestLowest:
 
 
 class TestFailures:
+    def test_anywhere_are_remembered(self):
+        """The best point seen may then lie at the edge of a domain."""
+        method = zo.zo_mopi(learning_rate="auto")
+        tuning = zo.Optimizer(np.zeros((3, 2)), method=method)._point.tuning
+        line, geometry = [0.0] * len(tuning.plan.scales), Geometry(1.0, 0.0)
+        for losses, extra, failed in (
+            ([1.0, 2.0], line, False),
+            ([1.0, math.nan], line, True),
+            ([1.0, 2.0], [*line[1:], math.inf], True),
+        ):
+            told = tuning.told([1.0], losses, extra, geometry)[0]
+            assert told.descent.has_failed == failed
+            assert told.passed().descent.has_failed == failed
+
     def test_four_in_a_row(self):
         descent = Descent()
         for _ in range(3):

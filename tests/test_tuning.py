@@ -235,22 +235,28 @@ class TestAverage:
             assert optimizer.estimate is optimizer.x
 
     @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-    def test_belongs_to_the_caller_as_iterates_do(self, dtype):
+    @pytest.mark.parametrize("reuse", [False, True])
+    def test_belongs_to_the_caller_as_iterates_do(self, dtype, reuse):
+        """For good, or where buffers are reused until the next step."""
         rng = np.random.default_rng(0)
         method = zo.zo_mopi(learning_rate="auto")
-        optimizer = zo.Optimizer({"a": X0.astype(dtype)}, method=method, reuse_buffers=True)
-        for _ in range(150):
-            losses = [distance(x["a"]) + START * rng.standard_normal() for x in optimizer.ask()]
-            optimizer.tell(losses)
+        optimizer = zo.Optimizer({"a": X0.astype(dtype)}, method=method, reuse_buffers=reuse)
+
+        def steps(count):
+            for _ in range(count):
+                points = optimizer.ask()
+                optimizer.tell([distance(x["a"]) + START * rng.normal() for x in points])
+
+        steps(150)
         average = optimizer.estimate["a"]
         assert average is not optimizer.x["a"]
         assert average.dtype == dtype
         assert not average.flags.writeable
         before = average.copy()
-        for _ in range(30):
-            losses = [distance(x["a"]) + START * rng.standard_normal() for x in optimizer.ask()]
-            optimizer.tell(losses)
+        optimizer.ask()[0]
         assert np.array_equal(average, before)
+        steps(30)
+        assert np.array_equal(average, before) != reuse
 
     def test_keeps_the_constraints(self):
         """On a sphere, which is not convex."""

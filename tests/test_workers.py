@@ -16,6 +16,7 @@ import pytest
 import zomopi_core as zo
 from worker_functions import (
     Faulty,
+    Jump,
     die,
     hang,
     keyed,
@@ -28,6 +29,7 @@ from worker_functions import (
     steep,
 )
 from zomopi_core import workers as workers_
+from zomopi_core.draws import step_key
 
 X0 = np.zeros((6, 4))
 
@@ -81,6 +83,15 @@ class TestPool:
         plain = zo.minimize(steep, X0, **options)
         assert plain.returns
         same(zo.minimize(steep, X0, workers=2, **options), plain)
+
+    def test_retreat(self, way):
+        """To the best point seen, of which workers know nothing."""
+        fun = Jump(step_key(3, step) for step in range(40, 1000))
+        options = {"max_queries": 600, "seed": 3}
+        plain = zo.minimize(fun, X0, **options)
+        rates = plain.history["learning_rate"]
+        assert np.any(rates[1:] < 0.26 * rates[:-1])
+        same(zo.minimize(fun, X0, workers=2, **options), plain)
 
     def test_one_that_dies_is_replaced(self, way, tmp_path):
         plain = zo.minimize(loss, X0, max_queries=200)

@@ -17,6 +17,16 @@ def keyed(x, key):
     return loss(x) + 1e-3 * (key % 11)
 
 
+class Jump:
+    """Rises for good at some step, which it knows by the keys of those after."""
+
+    def __init__(self, keys):
+        self.keys = frozenset(keys)
+
+    def __call__(self, x, key=None):
+        return loss(x) + 50.0 * (key in self.keys)
+
+
 def steep(x):
     return float(np.sum(np.abs(x - 0.01) ** 3))
 

@@ -105,6 +105,11 @@ class ArrayBinding:
         moved = self._made(_move, arrays, step)
         return (self._taken() or moved) if self.reuse_buffers else moved
 
+    def mix(self, arrays: Arrays, others: Arrays, weight: float) -> Arrays:
+        """Return means of arrays, in which the others have a weight; both stay as they are."""
+        mixed = self._made(_mix, arrays, others, weight)
+        return (self._taken() or mixed) if self.reuse_buffers else mixed
+
     def release(self, arrays: Arrays, held: Sequence[Any]) -> None:
         """Take back the memory of an iterate, unless somebody holds it still."""
         if not self.reuse_buffers:
@@ -115,6 +120,10 @@ class ArrayBinding:
         if all(_arrays.thaw(x) and _arrays.lies_in_rows(x) for x in arrays):
             self._taken()
             self._keep(arrays)
+
+    def claim(self, arrays: Arrays) -> Arrays:
+        """Return arrays for good: with the points' memory if they are what lies there."""
+        return (self._taken() or arrays) if _same(arrays, self._lent) else arrays
 
     def surrender(self, arrays: Arrays) -> Arrays:
         """Return a copy of arrays for somebody to own, in the points' memory where it is reused.
@@ -206,4 +215,11 @@ def _move(out: Arrays | None, arrays: Arrays, step: tuple[Change, ...]) -> Array
     return [
         _arrays.low_rank_update(x, *change, out=y)
         for x, change, y in zip(arrays, step, out or [None] * len(arrays), strict=True)
+    ]
+
+
+def _mix(out: Arrays | None, arrays: Arrays, others: Arrays, weight: float) -> Arrays:
+    return [
+        _arrays.weighted_mean(x, y, weight, out=z)
+        for x, y, z in zip(arrays, others, out or [None] * len(arrays), strict=True)
     ]

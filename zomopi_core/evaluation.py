@@ -99,9 +99,10 @@ class Evaluator:
             return self._at_once(self._parallel, points, places, key, known, write)
         losses: dict[int, Any] = known
         missing = [i for i in places if i not in known]
-        for i, point in zip(missing, objective.prepared(points, missing), strict=True):
+        prepared = iter(objective.prepared(points, missing))
+        for i in missing:
             began = time.perf_counter()
-            losses[i] = self._one(i, point, key)
+            losses[i] = self._one(i, next(prepared), key)  # held by nobody when the next is made
             slow = time.perf_counter() - began >= SLOW_SECONDS
             # The last comes with its row, unless there will be repetitions before that.
             if write is not None and slow and (i != places[-1] or self._failures.pending):

@@ -89,7 +89,6 @@ def back_at(point: Point, best: Any, method: Method) -> Point:
     """Return `point` with the parameters `best`, no momentum, and a shorter step."""
     return point._replace(
         params=best,
-        best=best,
         state=_without_momentum(point.state, method),
         rate_factor=SHRINK * point.rate_factor,
     )

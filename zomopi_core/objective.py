@@ -247,6 +247,7 @@ class Objective:
                 except Exception as error:
                     loss, plain = failure(places[len(losses)], error), False
                 losses.append(loss)
+                del point  # its memory is for the next one
         finally:
             self.calls = calls
         return np.asarray(losses, dtype=np.float64) if plain else join_losses(losses)

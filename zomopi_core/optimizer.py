@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import numbers
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from . import _arrays, errors
 from ._arrays import Array
 from ._checks import flag
+from .best import Best
 from .binding import ArrayBinding
 from .candidates import Candidates
 from .catalog import find_method
 from .constraints import Projection, projection
 from .journal import Journal, Recorder, as_journal
 from .losses import check_losses, join_losses, scalar_loss
-from .method import Method, State, leaves_of, like_params
+from .method import Method, State, leaves_of
 from .objective import (
     check_finite,
     check_params,
@@ -103,12 +104,12 @@ class Optimizer:
             params = check_finite(self._project(params), "project(x0)")
         self.method = fit_memory(self.method, params)
         tuning = start_tuning(self.method, params)
-        self._point = Point(params, self.method.init(params, seed), 0, tuning, (), params)
+        best = params if tuning is not None and tuning.search.tuned else None
+        self._point = Point(params, self.method.init(params, seed), 0, tuning, (), best)
         self._asked: Asked | None = None
         self._told: dict[int, Any] = {}  # losses of the pending question, told in part
-        self._warned = self._handed_over = False
-        #: returns the parameters beside its own whose memory whoever drives it still needs
-        self.held: Callable[[], list[Any]] = list
+        self._warned = False
+        self._best_seen: Best | None = None
         self._stepper = Stepper(self.method, binding, self._project, self._point)
         self._recorder: Recorder | None = None
         if journal is not None:
@@ -158,7 +159,7 @@ class Optimizer:
         # The points stay behind: they are made again. A copy records nothing: two writers would
         # end a journal.
         state = {k: v for k, v in self.__dict__.items() if k != "_recorder"}
-        return state | {"_asked": self._pending() is not None, "held": list}
+        return state | {"_asked": self._pending() is not None, "_best_seen": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state | {"_asked": None, "_recorder": None})
@@ -172,8 +173,8 @@ class Optimizer:
     def x(self) -> Any:
         """The current iterate, an array or a dict of arrays in the form of `x0`.
 
-        No step changes an array that was handed out; each makes a new one. NumPy arrays are
-        read-only: copy them to change them.
+        No step changes an array that was handed out, unless buffers are reused; each makes a new
+        one. NumPy arrays are read-only: copy them to change them.
         """
         return self._point.params
 
@@ -182,11 +183,14 @@ class Optimizer:
         """The iterate, or an average of the last ones where that is nearer to the minimum.
 
         The average where noise of F hides the minimum from line searches, so that iterates go
-        around it. No step changes an array that was handed out.
+        around it. It is good as long as `x` is.
         """
-        tuning = self._point.tuning
-        averages = tuning is not None and tuning.weight < 1.0
-        return self._point.best if averages else self._point.params
+        return self._point.estimate
+
+    def _use_best_seen(self, best: Best) -> None:
+        """Let a retreat lead to the best point seen, so that a run holds one array for both."""
+        self._best_seen = best
+        self._point = self._point._replace(best=None)
 
     @property
     def nit(self) -> int:
@@ -374,20 +378,28 @@ class Optimizer:
         self._point, self._asked, self._told = point, None, {}
         self._stepper.forget_rates()
 
-    def _take_step(self, losses: Array) -> None:
-        """Do the work of `tell` for a 1-d array of losses that was checked before."""
-        asked = self._pending()
+    def _take_step(self, losses: Array) -> bool:
+        """Do the work of `tell` for a 1-d array of losses that was checked before.
+
+        Returns whether the iterate went back.
+        """
+        asked, stepper, seen = self._pending(), self._stepper, self._best_seen
         if asked is None:
             raise errors.tell_before_ask()
-        self._go_to(self._stepper.tell(self._point, asked, losses))
+        heard = stepper.hear(self._point, asked, losses)
+        self._go_to(stepper.remember(self._point, heard))
+        self._go_to(stepper.step(self._point, asked, heard, seen))
+        self._asked = None  # and what it held
+        return heard.verdict.retreat
 
     def _go_to(self, after: Point) -> None:
-        # One assignment ends the step and the question, so that an interruption falls before or
-        # behind it.
+        # One assignment ends the step and with it the question, so that an interruption falls
+        # before or behind it.
         before, self._point = self._point, after
-        self._asked = None  # and what it held
-        if self._stepper.releases:
-            self._stepper.release(before, after, self.held())
+        if self._stepper.releases and before is not after:
+            seen = self._best_seen
+            held = [] if seen is None or seen.gave_way else [seen.base]
+            self._stepper.release(before, after, held)
 
     def descend(self, gradient: Any) -> None:
         """Take a step of a first-order method.
@@ -408,23 +420,6 @@ class Optimizer:
             raise errors.takes_no_gradient(self.method.name)
         self._point = point = self._stepper.refreshed(self._point)
         self._go_to(self._stepper.descend(point, gradient))
-
-    def fresh(self, point: Any) -> Any:
-        """Return a copy of a point; where buffers are reused, in the memory of points."""
-        return like_params(point, self._stepper.binding.copy(leaves_of(point)))
-
-    def hand_over(self, point: Any) -> Any:
-        """Return a point for the caller to own, at the end of a run.
-
-        Where buffers are reused it is no copy if that can be: no step may follow.
-        """
-        arrays, binding = leaves_of(point), self._stepper.binding
-        own = all(x is y for x, y in zip(arrays, leaves_of(self.x), strict=True))
-        may_be_given = own and binding.reuse_buffers and not self._handed_over
-        if may_be_given and all(_arrays.thaw(x) for x in arrays):
-            self._handed_over = True
-            return point
-        return like_params(point, binding.surrender(arrays))
 
 
 def _wrong_number(shape: tuple[int, ...], expected: int) -> Exception:

@@ -24,6 +24,19 @@ class Point(NamedTuple):
     refreshed_at: int  # step for which the subspace was drawn
     tuning: Tuning | None  # None where learning rate and smoothing were given
     direction: tuple[Change, ...]  # of the last step, for rate 1; empty where none is needed
-    best: Any  # the best iterate that a line search measured; an average of them under noise
+    best: Any  # where a retreat leads, if the optimizer itself remembers it; see `Stepper`
+    best_at: int = -1  # step that chose it
     snapshot: Snapshot | None = None
     rate_factor: float = 1.0  # below 1 after a divergence
+
+    @property
+    def averages(self) -> bool:
+        """Whether `best` is an average, of one iterate at first."""
+        return self.best is not None and self.tuning is not None and self.tuning.averages
+
+    @property
+    def estimate(self) -> Any:
+        """The parameters, or the average where noise hides the minimum."""
+        if self.averages and self.tuning is not None and self.tuning.weight < 1.0:
+            return self.best
+        return self.params

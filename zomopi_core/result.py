@@ -49,11 +49,13 @@ class Result:
     ----------
     x : array or dict of arrays
         The best point seen, in the form of `x0`. Under bounds or a projection the best iterate. Of
-        a noisy function the last iterate or, where noise hides the minimum, an average of the last
-        ones, unless another point is lower by more than noise.
+        a noisy function the last iterate, unless the best point is lower by more than noise.
+        Where noise hides the minimum an average of the last ones, unless the last is lower by more
+        than noise.
     fun : float
         Its loss. Where a second evaluation there gives another value (a noisy function), it is
-        that second value; infinity if there was no finite one.
+        that second value; infinity if there was no finite one. Of an average, if the run was cut
+        short before it was evaluated, the lowest value that a line search has measured.
     x_last : array or dict of arrays
         The last iterate.
     nfev : int

@@ -360,5 +360,6 @@ class _Saved:
 
 
 def _same_form(point: Point, like: Point) -> bool:
-    parts = [shapes((p.params, p.state.leaves, p.best)) for p in (point, like)]
-    return parts[0] == parts[1] and type(point.tuning) is type(like.tuning)
+    parts = [shapes((p.params, p.state.leaves)) for p in (point, like)]
+    same_best = point.best is None or shapes(point.best) == shapes(like.params)
+    return parts[0] == parts[1] and same_best and type(point.tuning) is type(like.tuning)

@@ -43,6 +43,8 @@ class Descent:
         Whether each step sees another sample of data: F has changed where nothing moved.
     failures : int
         Of F at the iterate, and most probes, in a row.
+    has_failed : bool
+        Whether F failed anywhere.
     """
 
     first: float = math.nan
@@ -51,6 +53,7 @@ class Descent:
     usual: float = 0.0
     sampled: bool = False
     failures: int = 0
+    has_failed: bool = False
 
     @property
     def lost(self) -> bool:

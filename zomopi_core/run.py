@@ -23,12 +23,15 @@ from .journal import Recorder
 from .method import leaves_of, like_params
 from .objective import Objective, check_gradient, takes_key
 from .optimizer import Optimizer
+from .ownership import Ownership
 from .queries import Queries, Single
 from .result import Iteration, Result
 from .workers import parallel_of
 
 # Noise levels within which two losses, of one evaluation each, are as good as equal.
 _EQUAL = 3.0
+# Those by which two of them differ for a reason.
+_CHANCE = 6.0
 # A budget of this many steps pays for measuring the noise of the function.
 _NOISE_WORTH = 20
 
@@ -89,8 +92,9 @@ class Run:
             self._same_queries = 1
         elif optimizer.method.snapshots is None and not optimizer.tunes:
             self._same_queries = optimizer.queries + self.evaluates_iterate
-        self.best = best = Best(optimizer.x)
-        optimizer.held = lambda: [best.base]
+        self.ownership = Ownership(optimizer._stepper.binding)
+        self.best = Best(optimizer.x)
+        optimizer._use_best_seen(self.best)
         self._history = array("d")  # five numbers a step; a long run keeps nothing else
         evaluate = Evaluator(objective, failures, timeout=timeout, parallel=self.parallel)
         most = rules.max_queries
@@ -141,10 +145,18 @@ class Run:
 
         A function that was told when all data are wanted is checked on all data, by default.
         """
+        return self._evaluate_one(kind, lambda: self.ownership.lent(point), full_batch, due)
+
+    def evaluate_best(self, kind: str) -> float:
+        """Return the loss at the best point, evaluated again."""
+        return self._evaluate_one(kind, lambda: self.ownership.lent_best(self.best))
+
+    def _evaluate_one(
+        self, kind: str, make: Callable[[], Any], full_batch: bool | None = None, due: int = 0
+    ) -> float:
         if full_batch is None:
             full_batch = self.optimizer.method.takes_full_batches
-        fresh = Single(lambda: self.optimizer.fresh(point))
-        return self.evaluate(kind, fresh, full_batch, due=due)[1][0]
+        return self.evaluate(kind, Single(make), full_batch, due=due)[1][0]
 
     def begin(self) -> None:
         """Evaluate x0 where no step will and the budget pays for it."""
@@ -172,9 +184,14 @@ class Run:
                 best.offer_candidates(host, optimizer.nit + 1, candidates)
         elif not evaluates_iterate:  # the baseline is the iterate
             best.offer(host[0], optimizer.nit, optimizer.x)
-        optimizer._take_step(losses)  # what the objective returned is checked
+        went_back = optimizer._take_step(losses)  # what the objective returned is checked
+        if not best.gave_way and optimizer._point.averages:
+            best.give_way()
         if self.parallel is not None:
-            self.parallel.advance(losses)
+            if went_back:  # to what only this process has seen
+                self.parallel.renew()
+            else:
+                self.parallel.advance(losses)
         self.record(loss, rate)
         guard = self.guard
         if guard is not None and guard.diverged(told, loss, best.loss):
@@ -183,8 +200,7 @@ class Run:
     def _go_back(self, guard: Guard) -> None:
         """Return to the best point after a divergence, and record that."""
         optimizer, recorder, step = self.optimizer, self.recorder, self.optimizer.nit
-        best = self.best.point
-        best = like_params(best, [_arrays.copy(x) for x in leaves_of(best)])
+        best = self.ownership.claimed(self.best.point)
         optimizer._restore(back_at(optimizer._point, best, optimizer.method))
         guard.returned(step)
         if self.parallel is not None:
@@ -282,9 +298,16 @@ class Run:
 
         A function that gives another value there is noisy, and its lowest value of many was luck.
         """
-        if self.best.loss <= target and self.affords(1):
-            self.best.correct(self.evaluate_at("target", self.best.point))
-        return self.best.loss <= target
+        best = self.best
+        if best.loss <= target and self.affords(1):
+            if best.gave_way:
+                average = self.optimizer._point.best
+                best.correct(self.evaluate_at("target", average))
+                if best.loss <= target:
+                    best.take(best.loss, average)
+            else:
+                best.correct(self.evaluate_best("target"))
+        return best.loss <= target
 
     @property
     def next_queries(self) -> int:
@@ -302,22 +325,35 @@ class Run:
         """Choose between the best point seen and the last iterates by fresh evaluations."""
         if not self.spare or status == "target":
             return
-        if self.affords(1) and math.isfinite(self.best.loss):
-            again = self.evaluate_at("best", self.best.point)
+        best, optimizer = self.best, self.optimizer
+        self._complete()
+        if self.affords(1) and math.isfinite(best.loss):
+            again = self.evaluate_best("best")
             if math.isfinite(again):  # a failure is no loss
-                self.best.correct(again)
-        if self.affords(1) and self.optimizer.nit:
-            last = self.optimizer.estimate
-            # Between equals the last iterates, the outcome of many evaluations and not of one.
-            margin = _EQUAL * self.optimizer.noise
-            self.best.offer(self.evaluate_at("last", last), self.optimizer.nit, last, margin)
+                best.correct(again)
+        if self.affords(1) and optimizer.nit:
+            last = optimizer.x
+            # Between equals the outcome of more evaluations: the last iterate before the best of
+            # single points, but an average of iterates before the last one.
+            averages = optimizer.estimate is not last
+            margin = (-_CHANCE if averages else _EQUAL) * optimizer.noise
+            best.offer(self.evaluate_at("last", last), optimizer.nit, last, margin)
+
+    def _complete(self) -> None:
+        """Let what the optimizer remembers be the best point, where that gave way to it.
+
+        The lowest loss was luck, so that what line searches have measured takes its place.
+        """
+        best, point = self.best, self.optimizer._point
+        if best.gave_way and point.tuning is not None:
+            best.take(point.tuning.descent.lowest, point.best)
 
     def state(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on."""
-        best, failures = self.best, self.failures
+        failures = self.failures
         return {
             "point": self.optimizer._point,
-            "best": {"loss": best.loss, "steps": best.steps, "point": best.point},
+            "best": self.best.state(),
             "history": np.array(self._history).reshape(-1, 5),
             "calls": self.objective.calls,
             "elapsed": self.queries.elapsed,
@@ -327,12 +363,12 @@ class Run:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        best = state["best"]
-        for name, count in (("calls", state["calls"]), ("steps", best["steps"])):
+        for name, count in (("calls", state["calls"]), ("steps", state["best"]["steps"])):
             check_count(name, count, 0)
         self.optimizer._restore(state["point"])
-        self.best = Best(best["point"])
-        self.best.loss, self.best.steps = best["loss"], best["steps"]
+        self.best.restore(state["best"])
+        if self.best.gave_way and self.optimizer._point.best is None:
+            raise ValueError("it holds no best point")
         self._history = array("d", state["history"].reshape(-1).tolist())
         self.objective.calls = state["calls"]
         self.queries.go_on_from(state["elapsed"])
@@ -357,17 +393,18 @@ class Run:
         names = ("queries", "loss", "best", "learning_rate", "elapsed")
         history = dict(zip(names, columns, strict=True))
         history["queries"] = history["queries"].astype(np.int64)
-        best = self.best
+        self._complete()
+        best, optimizer = self.best, self.optimizer
         success = status not in _UNSUCCESSFUL and math.isfinite(best.loss)
         if self.rules.target is not None:
             success = success and best.loss <= self.rules.target
-        x, last = (self.optimizer.hand_over(point) for point in (best.point, self.optimizer.x))
+        x, last = self.ownership.given(best, optimizer.x)
         return Result(
             x,
             best.loss,
             last,
             self.objective.calls,
-            self.optimizer.nit,
+            optimizer.nit,
             success,
             status,
             (message or _MESSAGES[status]) + self._remarks(),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from . import _arrays, errors
 from ._arrays import Array
 from .balance import rescaled
+from .best import Best
 from .binding import ArrayBinding
 from .candidates import Candidates
 from .constraints import Projection
@@ -33,8 +34,23 @@ class Asked(NamedTuple):
     plan: Plan
 
 
+class Heard(NamedTuple):
+    """What the losses of a step say."""
+
+    coefficients: Array
+    tuning: Tuning | None
+    verdict: Verdict
+
+
 class Stepper:
     """Takes the steps of a method on arrays; whoever drives it remembers where it is.
+
+    A step from losses has three parts: `hear` what they say, `remember` the iterate if it is the
+    best one, `step`. `Point.best` is the best iterate that a line search has measured, and from
+    the first search on whose minimum noise has hidden, their average. Where it is None to begin
+    with, whoever drives remembers the best point seen. It then stays None until there is an
+    average, or until F fails somewhere: the best point seen may lie at the edge of its domain,
+    and most probes around it beyond.
 
     Parameters
     ----------
@@ -163,24 +179,55 @@ class Stepper:
         )
         return Asked(point.state.step, points, probes, method, estimator, plan)
 
-    def tell(self, point: Point, asked: Asked, losses: Array) -> Point:
-        """Return the next point, from the losses of what was asked for."""
-        state, tuning, snapshot = point.state, point.tuning, point.snapshot
-        method, advance = asked.method, self.advance
-        verdict = USABLE
-        if tuning is None:
-            coefficients = asked.estimator.differences(losses)
-        else:
-            told = losses[: len(asked.estimator.evaluations)]
-            coefficients = asked.estimator.differences(told)
-            before = tuning
-            tuning, verdict = self._tell_tuning(point, before, asked, coefficients, losses)
-            if not verdict.usable:
-                coefficients = coefficients * math.nan
-            if tuning.balance is not before.balance:
-                changes = before.balance.changes(tuning.balance)
-                state = state._replace(leaves=tuple(map(rescaled, state.leaves, changes)))
+    def hear(self, point: Point, asked: Asked, losses: Array) -> Heard:
+        """Return what the losses of what was asked for say."""
+        tuning, verdict = point.tuning, USABLE
         # Differences are taken here, outside of compiled code: in float64 for host numbers.
+        if tuning is None:
+            return Heard(asked.estimator.differences(losses), None, verdict)
+        told = losses[: len(asked.estimator.evaluations)]
+        coefficients = asked.estimator.differences(told)
+        tuning, verdict = self._tell_tuning(point, tuning, asked, coefficients, losses)
+        if not verdict.usable:
+            coefficients = coefficients * math.nan
+        return Heard(coefficients, tuning, verdict)
+
+    def remember(self, point: Point, heard: Heard) -> Point:
+        """Return the point that knows whether its iterate is the best one.
+
+        In a step of its own, so that the memory of one average is free when an iterate is made.
+        """
+        tuning, weight = heard.tuning, heard.verdict.weight
+        if tuning is None or not heard.verdict.best or point.best_at == point.state.step:
+            return point
+        best, params = point.best, point.params
+        if best is None and not tuning.averages and not tuning.descent.has_failed:
+            return point
+        if best is None or weight == 1.0:
+            best = params
+        else:
+            mixed = self.binding.mix(leaves_of(best), leaves_of(params), weight)
+            best = self._kept(like_params(params, mixed), mixed)
+        return point._replace(best=best, best_at=point.state.step)
+
+    def step(self, point: Point, asked: Asked, heard: Heard, best_seen: Best | None) -> Point:
+        """Return the next point.
+
+        Parameters
+        ----------
+        point : Point
+        asked : Asked
+        heard : Heard
+        best_seen : Best or None
+            Where a retreat leads if `Point.best` is None.
+        """
+        state, tuning, snapshot = point.state, heard.tuning, point.snapshot
+        coefficients, method, advance = heard.coefficients, asked.method, self.advance
+        if tuning is not None and point.tuning is not None:
+            before = point.tuning.balance
+            if tuning.balance is not before:
+                changes = before.changes(tuning.balance)
+                state = state._replace(leaves=tuple(map(rescaled, state.leaves, changes)))
         if method is not self.method:
             advance = self._advance_at_snapshot
             # The one number that a device is waited for, once a snapshot: whether it was taken.
@@ -191,11 +238,12 @@ class Stepper:
         after, step = advance(given, coefficients, asked.probes, rates)
         if self._traced:
             after = _counted(state, after)
-        params, direction = self._iterate(point, step, verdict), point.direction
-        best = self._best(point, verdict) if verdict.best else point.best
-        if tuning is None:
-            best = params
-        elif tuning.search.tuned:
+        direction = point.direction
+        if heard.verdict.retreat:
+            params = self._back(point, best_seen)
+        else:
+            params = self._iterate(point, step)
+        if tuning is not None and tuning.search.tuned:
             direction = self._direction(after, step)
             if tuning.can_begin:
                 tuning = tuning.begin(look((), (), *_lengths(asked.probes, direction)).geometry)
@@ -205,7 +253,8 @@ class Stepper:
             point.refreshed_at,
             tuning,
             direction,
-            best,
+            point.best,
+            point.best_at,
             snapshot,
             point.rate_factor,
         )
@@ -231,8 +280,7 @@ class Stepper:
         after, step = self._descend(given, gradient, self.rates(point)[0])
         if self._traced:
             after = _counted(state, after)
-        params = self._iterate(point, step, USABLE)
-        return point._replace(params=params, state=after, best=params)
+        return point._replace(params=self._iterate(point, step), state=after)
 
     def _given(self, state: State) -> State:
         """Return a state for what was compiled.
@@ -242,24 +290,20 @@ class Stepper:
         """
         return state if self._draws else state._replace(random=None)
 
-    def _iterate(self, point: Point, step: tuple[Change, ...], verdict: Verdict) -> Any:
-        """Return the parameters after a step, or the best ones."""
-        before = point.params
-        if verdict.retreat:
-            params = before if verdict.best else point.best
-            arrays = leaves_of(params)
-        else:
-            arrays = self.binding.apply(leaves_of(before), step)
-            params = like_params(before, arrays)
-        return self._kept(params, arrays)
+    def _iterate(self, point: Point, step: tuple[Change, ...]) -> Any:
+        """Return the parameters after a step."""
+        arrays = self.binding.apply(leaves_of(point.params), step)
+        return self._kept(like_params(point.params, arrays), arrays)
 
-    def _best(self, point: Point, verdict: Verdict) -> Any:
-        """Return the best parameters so far: the iterate, or an average that holds it."""
-        if verdict.weight == 1.0:
+    def _back(self, point: Point, best_seen: Best | None) -> Any:
+        """Return the parameters to which a retreat leads."""
+        if point.best is not None:
+            return point.best
+        if best_seen is None:  # a copy of an optimizer, which is renewed now
             return point.params
-        pairs = zip(leaves_of(point.best), leaves_of(point.params), strict=True)
-        mixed = [best + verdict.weight * (x - best) for best, x in pairs]
-        return self._kept(like_params(point.params, mixed), mixed)
+        best = best_seen.point
+        arrays = self.binding.claim(leaves_of(best))
+        return self._kept(like_params(best, arrays), arrays)
 
     def _kept(self, params: Any, arrays: list[Array]) -> Any:
         """Return parameters, whose arrays these are, within the constraints or read-only."""
@@ -270,10 +314,13 @@ class Stepper:
         return params
 
     def release(self, before: Point, after: Point, held: list[Any]) -> None:
-        """Take back the memory of an iterate that was left, unless somebody still needs it."""
-        held = [after.params, after.best, *held]
+        """Take back the memory of what was left, unless somebody still needs it."""
+        held = [after.params, *held]
+        held += [] if after.best is None else [after.best]
         held += [] if after.snapshot is None else [after.snapshot.params]
-        self.binding.release(leaves_of(before.params), held)
+        for left in (before.params, before.best):
+            if left is not None:
+                self.binding.release(leaves_of(left), held)
 
     def _direction(self, state: State, step: tuple[Change, ...]) -> tuple[Change, ...]:
         """Return the step for rate 1, nothing where the rate is given."""

@@ -107,6 +107,13 @@ class Tuning:
         return self.search.weight if self.noise.random and not self.noise.grain else 1.0
 
     @property
+    def averages(self) -> bool:
+        """Whether noise has hidden a minimum, so that iterates are averaged."""
+        search = self.search
+        hidden = search.hidden > 0 and search.mean is None
+        return hidden and self.noise.random and not self.noise.grain
+
+    @property
     def plan(self) -> Plan:
         """The points that the next step needs beside its probes."""
         if not self.noise.measured:
@@ -187,6 +194,8 @@ class Tuning:
         """
         plan, slope = self.plan, _root_mean_square(coefficients)
         new = self._with_noise(losses, extra if plan.kind == "noise" else ())
+        if not all(map(math.isfinite, (*losses, *extra))):
+            new = replace(new, descent=replace(new.descent, has_failed=True))
         if new.noise.measured and not new.smoothing.settled:
             new = new._settle(slope, losses)
         if not new.noise.measured or not new.smoothing.settled:

@@ -14,11 +14,16 @@ class Memory(BackendBenchmark):
         super().setup(backend)
         self.x0 = self.normal((2048, 2048))
 
-    def minimize(self, reuse_buffers):
+    def minimize(self, reuse_buffers, max_steps=3, **options):
         """Take a few steps."""
-        method = zo.zo_mopi(learning_rate=1e-3, rank=64, probes=2)
+        options = options or {"learning_rate": 1e-3}
+        method = zo.zo_mopi(rank=64, probes=2, **options)
         result = zo.minimize(
-            lambda x: x[0, 0], self.x0, method=method, max_steps=3, reuse_buffers=reuse_buffers
+            lambda x: x[0, 0],
+            self.x0,
+            method=method,
+            max_steps=max_steps,
+            reuse_buffers=reuse_buffers,
         )
         self.synchronize(result.x_last)
 
@@ -27,6 +32,10 @@ class Memory(BackendBenchmark):
 
     def peakmem_minimize_reusing_buffers(self, backend):
         self.minimize(True)
+
+    def peakmem_minimize_tuned_reusing_buffers(self, backend):
+        # as many steps as the first searches take, so that all that tuning holds is there
+        self.minimize(True, max_steps=20, learning_rate="auto", smoothing="auto")
 
     def peakmem_parameters_alone(self, backend):
         self.synchronize(self.x0)

@@ -53,7 +53,14 @@ from .namespaces import (
     widest_float,
     working_dtype,
 )
-from .products import blocks_of, low_rank_stack, low_rank_update, made_at_once, row_blocks
+from .products import (
+    blocks_of,
+    low_rank_stack,
+    low_rank_update,
+    made_at_once,
+    row_blocks,
+    weighted_mean,
+)
 
 __all__ = [
     "LIBRARIES",
@@ -114,6 +121,7 @@ __all__ = [
     "to_host",
     "to_like",
     "transposed",
+    "weighted_mean",
     "widest_float",
     "working_dtype",
 ]

@@ -37,6 +37,19 @@ def blocks_of(x: Array) -> Iterator[Array]:
             yield x[rows, ...]
 
 
+def weighted_mean(x: Array, y: Array, weight: float, out: Array | None = None) -> Array:
+    """Return ``x + weight (y - x)``, where arrays can be written to without a temporary array.
+
+    The result is `out` where that is given, contiguous memory of the shape and dtype of `x`.
+    """
+    if library(namespace(x)) not in WRITABLE:
+        return x + weight * (y - x)
+    out = memory_like(x) if out is None else out
+    for a, b, mean in zip(blocks_of(x), blocks_of(y), blocks_of(out), strict=True):
+        mean[...] = a + weight * (b - a)
+    return out
+
+
 # Up to this size one temporary array costs less than blocks of rows.
 _SHARED_PRODUCT = 2**17
 
