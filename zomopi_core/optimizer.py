@@ -387,7 +387,8 @@ class Optimizer:
         if asked is None:
             raise errors.tell_before_ask()
         heard = stepper.hear(self._point, asked, losses)
-        self._go_to(stepper.remember(self._point, heard))
+        if heard.verdict.best:
+            self._go_to(stepper.remember(self._point, heard))
         self._go_to(stepper.step(self._point, asked, heard, seen))
         self._asked = None  # and what it held
         return heard.verdict.retreat
@@ -396,7 +397,7 @@ class Optimizer:
         # One assignment ends the step and with it the question, so that an interruption falls
         # before or behind it.
         before, self._point = self._point, after
-        if self._stepper.releases and before is not after:
+        if self._stepper.releases:
             seen = self._best_seen
             held = [] if seen is None or seen.gave_way else [seen.base]
             self._stepper.release(before, after, held)

@@ -94,6 +94,7 @@ class Run:
             self._same_queries = optimizer.queries + self.evaluates_iterate
         self.ownership = Ownership(optimizer._stepper.binding)
         self.best = Best(optimizer.x)
+        self._may_average = optimizer.tunes_rate
         optimizer._use_best_seen(self.best)
         self._history = array("d")  # five numbers a step; a long run keeps nothing else
         evaluate = Evaluator(objective, failures, timeout=timeout, parallel=self.parallel)
@@ -185,7 +186,7 @@ class Run:
         elif not evaluates_iterate:  # the baseline is the iterate
             best.offer(host[0], optimizer.nit, optimizer.x)
         went_back = optimizer._take_step(losses)  # what the objective returned is checked
-        if not best.gave_way and optimizer._point.averages:
+        if self._may_average and not best.gave_way and optimizer._point.averages:
             best.give_way()
         if self.parallel is not None:
             if went_back:  # to what only this process has seen

@@ -193,12 +193,12 @@ class Stepper:
         return Heard(coefficients, tuning, verdict)
 
     def remember(self, point: Point, heard: Heard) -> Point:
-        """Return the point that knows whether its iterate is the best one.
+        """Return the point that knows its iterate for the best one.
 
         In a step of its own, so that the memory of one average is free when an iterate is made.
         """
         tuning, weight = heard.tuning, heard.verdict.weight
-        if tuning is None or not heard.verdict.best or point.best_at == point.state.step:
+        if tuning is None or point.best_at == point.state.step:
             return point
         best, params = point.best, point.params
         if best is None and not tuning.averages and not tuning.descent.has_failed:
@@ -221,8 +221,8 @@ class Stepper:
         best_seen : Best or None
             Where a retreat leads if `Point.best` is None.
         """
-        state, tuning, snapshot = point.state, heard.tuning, point.snapshot
-        coefficients, method, advance = heard.coefficients, asked.method, self.advance
+        state, snapshot, method, advance = point.state, point.snapshot, asked.method, self.advance
+        coefficients, tuning, verdict = heard
         if tuning is not None and point.tuning is not None:
             before = point.tuning.balance
             if tuning.balance is not before:
@@ -239,7 +239,7 @@ class Stepper:
         if self._traced:
             after = _counted(state, after)
         direction = point.direction
-        if heard.verdict.retreat:
+        if verdict.retreat:
             params = self._back(point, best_seen)
         else:
             params = self._iterate(point, step)
