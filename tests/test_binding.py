@@ -340,10 +340,8 @@ class TestReuse:
             o.tell(np.arange(float(len(o.ask()))))
         assert np.array_equal(optimizer.x, twin.x)
 
-    @pytest.mark.parametrize("averages", [False, True])
-    def test_a_step_is_taken_once_wherever_it_is_interrupted(self, averages):
-        """Also one that makes an average, in memory of its own."""
-        method = METHODS["tuned" if averages else "central"]
+    def test_a_step_is_taken_once_wherever_it_is_interrupted(self):
+        method = METHODS["central"]
 
         def interrupt(frame, event, argument):
             if event == "line" and "zomopi_core" in frame.f_code.co_filename:

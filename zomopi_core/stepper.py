@@ -239,10 +239,7 @@ class Stepper:
         if self._traced:
             after = _counted(state, after)
         direction = point.direction
-        if verdict.retreat:
-            params = self._back(point, best_seen)
-        else:
-            params = self._iterate(point, step)
+        params = self._back(point, best_seen) if verdict.retreat else self._iterate(point, step)
         if tuning is not None and tuning.search.tuned:
             direction = self._direction(after, step)
             if tuning.can_begin:
