@@ -1,6 +1,8 @@
 """16-bit weights in place: exact restoration, small steps, rounding, the precision guard."""
 
+import importlib.util
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -307,3 +309,30 @@ class TestGuard:
         # measured 0.027 and 0.029; 1.3 in place and 0.95 under an overlay
         assert errors[0.01] < 0.1
         assert errors[1e-4] > 0.5
+
+
+class TestRealisedStep:
+    """Why slopes are not divided by the part of the probe that 16 bits take up; docs/torch.md."""
+
+    @pytest.fixture
+    def tool(self):
+        path = Path(__file__).parents[1] / "tools" / "half_slopes.py"
+        spec = importlib.util.spec_from_file_location("half_slopes", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    def test_nearly_all_of_a_probe_is_taken_up_where_slopes_are_good(self, tool):
+        found, exact, parts = tool.slopes("layers", 1e-3, "in_place")
+        assert torch.all((parts - 1).abs() < 0.01)  # measured 0.001
+        errors = tool.error(found, exact), tool.error(found / parts, exact)
+        # the error is across the probe: measured 0.172, and to three digits the same divided
+        assert errors[1] == pytest.approx(errors[0], rel=0.02)
+        assert 0.1 < errors[0] < 0.3
+
+    @pytest.mark.filterwarnings("ignore::zomopi_core.errors.PrecisionWarning")
+    def test_and_where_little_is_taken_up_a_division_makes_it_worse(self, tool):
+        found, exact, parts = tool.slopes("layers", 1e-4, "in_place")
+        assert torch.all(parts < 0.6)  # measured 0.43
+        # measured 1.09 and 2.69
+        assert tool.error(found / parts, exact) > 2 * tool.error(found, exact) > 1

@@ -719,17 +719,20 @@ class TestQuantised:
     def test_resumes(self):
         def make():
             model = self.make()
-            return model, ZOMOPI(model, lr=0.1, rank=4, binding="overlay")
+            return model, ZOMOPI(model, lr=0.1, rank=4, refresh_every=3, binding="overlay")
 
         (model, optimizer), (other, resumed) = make(), make()
         for _ in range(5):
             optimizer.step(objective(model))
         other.load_state_dict(model.state_dict())
         resumed.load_state_dict(optimizer.state_dict())
+        x, copies = data()[0], [copy.deepcopy(m) for m in (model, other)]
+        assert torch.equal(copies[0](x), copies[1](x))  # as of the refresh before
+        assert not torch.allclose(copies[0](x), self.make()(x), atol=1e-3)
         for m, o in ((model, optimizer), (other, resumed)):
             for _ in range(5):
                 o.step(objective(m))
-        assert torch.equal(model(data()[0]), other(data()[0]))
+        assert torch.equal(model(x), other(x))
 
 
 class TestLora:

@@ -3,7 +3,8 @@
 Prints the error of the c_i of one step, as a norm relative to that of the exact slopes, which
 come from the gradient in float64: in place, under an overlay, and in place with each c_i divided
 by the part of its probe that the weights took up, <X+ - X-, P> / (2 mu <P, P>). Where weights
-took up nearly all of the probe, that part is 1, and what rounding added is across the probe.
+took up nearly all of the probe, that part is 1, and what rounding added is across the probe. Then
+in place and under an overlay for float32 weights under autocast to bfloat16.
 
     python tools/half_slopes.py
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,12 +71,15 @@ def dense(leaf: Leaf, source: Source, number: int) -> Tensor:
     return varying.reshape(leaf.param.shape).double()
 
 
-def slopes(name: str, smoothing: float, binding: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return measured and exact slopes, and the part of each probe that weights took up."""
+def slopes(
+    name: str, smoothing: float, binding: str, autocast: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return measured and exact slopes, and the part of each probe that bfloat16 takes up."""
     model, loss = problem(name)
     exact = copy.deepcopy(model).double()
     loss(exact).backward()
     wide = dict(exact.named_parameters())
+    model = model.float() if autocast else model
     optimizer = ZOMOPI(
         model, lr=1e-3, rank=RANK, probes=PROBES, smoothing=smoothing, binding=binding
     )
@@ -94,7 +97,8 @@ def slopes(name: str, smoothing: float, binding: str) -> tuple[Tensor, Tensor, T
     losses: list[float] = []
 
     def closure() -> float:
-        losses.append(float(loss(model)))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            losses.append(float(loss(model)))
         return losses[-1]
 
     optimizer.step(closure)
@@ -102,23 +106,30 @@ def slopes(name: str, smoothing: float, binding: str) -> tuple[Tensor, Tensor, T
     return (plus - minus) / (2 * smoothing), torch.tensor(found).double(), torch.tensor(parts)
 
 
+def error(found: Tensor, exact: Tensor) -> float:
+    """Return how far slopes are from the exact ones, relative to those."""
+    return float(torch.linalg.norm(found - exact) / torch.linalg.norm(exact))
+
+
 def main() -> None:
     """Print a table."""
     warnings.simplefilter("ignore", zo.PrecisionWarning)
-    print("model, smoothing: in place, overlay, in place divided by the part taken up (its mean)")
+    print(
+        "model, smoothing: in place, overlay, in place divided by the part taken up (its mean); "
+        "float32 weights under autocast, in place, overlay"
+    )
     for name in ("layers", "transformer"):
         for smoothing in (1e-4, 1e-3, 1e-2, 3e-2):
-            figures: dict[str, Any] = {}
+            found, exact, parts = slopes(name, smoothing, "in_place")
+            figures = [error(found, exact)]
+            figures.append(error(*slopes(name, smoothing, "overlay")[:2]))
+            figures.append(error(found / parts, exact))
             for binding in ("in_place", "overlay"):
-                found, exact, parts = slopes(name, smoothing, binding)
-                error = lambda c, e=exact: float((c - e).norm() / e.norm())  # noqa: E731
-                figures[binding] = error(found)
-                if binding == "in_place":
-                    divided, part = error(found / parts), float(parts.mean())
-            print(
-                f"{name}, {smoothing:g}: {figures['in_place']:.3f}, {figures['overlay']:.3f}, "
-                f"{divided:.3f} ({part:.3f})"
+                figures.append(error(*slopes(name, smoothing, binding, autocast=True)[:2]))
+            first, last = (
+                ", ".join(f"{x:.3f}" for x in part) for part in (figures[:3], figures[3:])
             )
+            print(f"{name}, {smoothing:g}: {first} ({float(parts.mean()):.3f}); {last}")
 
 
 if __name__ == "__main__":
