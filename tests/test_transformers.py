@@ -4,14 +4,20 @@ import argparse
 import functools
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+import zomopi_core as zo
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
+
+import safetensors.torch as safetensors  # noqa: E402
 
 from zomopi_adapters.torch import ZOMOPI  # noqa: E402
 from zomopi_adapters.transformers import ZeroOrderTrainer  # noqa: E402
@@ -48,9 +54,9 @@ def trainer(
     **more,
 ):
     arguments = transformers.TrainingArguments(
-        str(folder), use_cpu=True, report_to=[], disable_tqdm=True, dataloader_pin_memory=False,
-        **{"max_steps": 6, "learning_rate": 0.02, "per_device_train_batch_size": 4,
-           "save_strategy": "no", **more},
+        str(folder), use_cpu=True, report_to=[], dataloader_pin_memory=False,
+        **{"disable_tqdm": True, "max_steps": 6, "learning_rate": 0.02, "save_strategy": "no",
+           "per_device_train_batch_size": 4, **more},
     )  # fmt: skip
     return ZeroOrderTrainer(
         model or tiny(), arguments, train_dataset=data or rows(), eval_dataset=held_out,
@@ -109,6 +115,13 @@ class TestTrainer:
         rates = [entry["learning_rate"] for entry in logs]
         assert rates == sorted(rates, reverse=True)
         assert rates[0] > rates[-1]
+
+    def test_shows_the_usual_progress_bar(self, tmp_path, capsys):
+        trainer(tmp_path, max_steps=3, logging_steps=1, disable_tqdm=False).train()
+        shown = capsys.readouterr()
+        assert "0/3" in shown.err
+        assert "3/3" in shown.err
+        assert shown.out.count("'loss'") == 3
 
     def test_learns(self, tmp_path):
         data = rows(4)
@@ -254,6 +267,27 @@ ROWS = {
 }  # fmt: skip
 
 
+def prepared(folder):
+    """Write a model, and rows of a task in the format of the benchmark; return where they are."""
+    model, data = folder / "model", folder / "RTE"
+    data.mkdir()
+    kinds = ("entailment", "not_entailment")
+    rows = [
+        {"premise": f"word{i % 7} here.", "hypothesis": f"word{i % 5} there.",
+         "label": kinds[i % 2], "idx": i}
+        for i in range(20)
+    ]  # fmt: skip
+    for name in ("train", "val"):
+        (data / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    texts = [json.dumps(row) for row in rows]
+    texts.append('Does this mean that is true? Yes or No? " .')
+    words = len(word_tokenizer(model, texts))
+    torch.manual_seed(0)
+    config = transformers.OPTConfig(**SIZES | {"vocab_size": words})
+    transformers.OPTForCausalLM(config).save_pretrained(model)
+    return model, data
+
+
 class TestSuperGlue:
     @pytest.mark.parametrize("task", sorted(ROWS))
     def test_prompts(self, task):
@@ -273,31 +307,102 @@ class TestSuperGlue:
         assert words == ["</s>", "three", "four", "Yes"]
         assert row["labels"][:3] == [-100] * 3
 
+    def test_likelihoods_and_accuracy_of_a_known_model(self):
+        """A model that gives each word the same probability wherever it stands."""
+        module = load("finetune_superglue")
+        tokenizer = word_tokenizer(None, ["one two three four"])
+        words = tokenizer.convert_tokens_to_ids(["one", "two", "three", "four"])
+        table = torch.full((len(tokenizer),), -30.0)
+        table[words] = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()  # of which the sum is 1
+
+        class Known:
+            device = torch.device("cpu")
+
+            def eval(self):
+                return self
+
+            def __call__(self, input_ids, attention_mask):
+                assert input_ids.shape == attention_mask.shape
+                return SimpleNamespace(logits=table.expand(*input_ids.shape, -1))
+
+        collate = module.Collator(tokenizer.pad_token_id)
+        answers = [" two", " one four one", " three"]
+        rows = [module.encode(tokenizer, "four three", a, 32) for a in answers]
+        found = module.likelihoods(Known(), collate(rows))
+        log = math.log
+        expected = [log(0.3), (log(0.5) + log(0.05) + log(0.5)) / 3, log(0.15)]
+        assert found.tolist() == pytest.approx(expected, abs=1e-6)
+        # the mean of the second is the second largest, its sum the least
+        example = module.Example
+        examples = [
+            example("four three", (" two", " one four one"), 0),  # right
+            example("one", (" three", " one four one"), 1),  # right
+            example("two four", (" two", " three", " one"), 0),  # wrong: " one" is likelier
+            example("two four one", (" four", " one"), 0),  # wrong
+        ]
+        for batch in (1, 3, 100):
+            options = SimpleNamespace(batch=batch, width=32)
+            assert module.accuracy(Known(), tokenizer, examples, collate, options) == 0.5
+            first = module.accuracy(Known(), tokenizer, examples[:3], collate, options)
+            assert first == pytest.approx(2 / 3)
+
+    def test_all_hyperparameters_reach_the_optimizer(self):
+        module = load("finetune_superglue")
+        needed = ["--model", "m", "--task", "RTE", "--data", "d"]
+        plain = module.optimizer_options(module.parse(needed))
+        assert plain == {"lr": 1e-2, "method": "zo-mopi", "binding": "auto"}
+        given = {
+            "learning-rate": 0.03, "vector-learning-rate": 0.01, "weight-decay": 0.2, "rank": 4,
+            "spectral-rank": 2, "refresh-every": 7, "refresh": "haar", "side": "right",
+            "smoothing": 0.02, "probes": 3, "momentum": 0.8, "difference": "forward",
+            "binding": "overlay",
+        }  # fmt: skip
+        line = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+        optimizer = ZOMOPI(tiny(), **module.optimizer_options(module.parse([*needed, *line])))
+        (group, *_) = optimizer.param_groups
+        assert group["method"] == zo.zo_mopi(
+            learning_rate=0.03, vector_learning_rate=0.01, weight_decay=0.2, rank=4,
+            spectral_rank=2, refresh_every=7, refresh="haar", side="right", smoothing=0.02,
+            probes=3, momentum=0.8, difference="forward",
+        )  # fmt: skip
+        line = ["--learning-rate", "auto", "--smoothing", "auto", "--spectral-rank", "auto"]
+        auto = module.optimizer_options(module.parse([*needed, *line]))
+        assert ZOMOPI(tiny(), **auto)._tuner.tuning.search.tuned
+
+    def test_resumes_to_the_bit(self, tmp_path):
+        model, data = prepared(tmp_path)
+        module, ends = load("finetune_superglue"), []
+        stages = {
+            "whole": [["--steps", "4"]],
+            "parts": [["--steps", "2"], ["--steps", "4", "--resume"]],
+        }
+        start = safetensors.load_file(model / "model.safetensors")
+        for name, runs in stages.items():
+            for run in runs:
+                module.main([
+                    "--model", str(model), "--task", "RTE", "--data", str(data), "--batch", "4",
+                    "--output", str(tmp_path / name), "--save-steps", "2", "--width", "32",
+                    "--rank", "4", "--probes", "2", "--eval-examples", "2", *run,
+                ])  # fmt: skip
+                if run[-1] == "2":  # what is resumed begins at the checkpoint, not at the model
+                    other = transformers.OPTForCausalLM.from_pretrained(model)
+                    torch.nn.init.ones_(other.model.decoder.layers[0].fc1.weight)
+                    other.save_pretrained(model)
+            ends.append(safetensors.load_file(tmp_path / name / "model.safetensors"))
+        assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
+        assert any(not torch.equal(ends[0][k], start[k]) for k in start)
+
     @pytest.mark.parametrize(
         "extra",
         [
             [],
-            ["--binding", "overlay", "--dtype", "bfloat16"],
-            ["--sketch", "activation", "--difference", "forward"],
+            ["--binding", "overlay", "--dtype", "bfloat16", "--learning-rate", "auto"],
+            ["--sketch", "activation", "--difference", "forward", "--dropout"],
         ],
         ids=["plain", "overlay", "activation"],
     )
     def test_runs_end_to_end(self, tmp_path, extra, capsys):
-        model, data = tmp_path / "model", tmp_path / "RTE"
-        data.mkdir()
-        kinds = ("entailment", "not_entailment")
-        rows = [
-            {"premise": f"word{i % 7} here.", "hypothesis": f"word{i % 5} there.",
-             "label": kinds[i % 2], "idx": i}
-            for i in range(20)
-        ]  # fmt: skip
-        for name in ("train", "val"):
-            (data / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-        texts = [json.dumps(row) for row in rows]
-        texts.append('Does this mean that is true? Yes or No? " .')
-        words = len(word_tokenizer(model, texts))
-        config = transformers.OPTConfig(**SIZES | {"vocab_size": words})
-        transformers.OPTForCausalLM(config).save_pretrained(model)
+        model, data = prepared(tmp_path)
         before, after = load("finetune_superglue").main([
             "--model", str(model), "--task", "RTE", "--data", str(data), "--steps", "3",
             "--output", str(tmp_path / "run"), "--batch", "4", "--width", "32", "--rank", "4",

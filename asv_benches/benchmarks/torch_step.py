@@ -32,13 +32,15 @@ def torch_or_skip() -> Any:
 class NaiveStep:
     """What peers do: draw the probe again at each pass, and add a full product.
 
-    Three passes for each probe, there, to the other side and back, and one that updates: the
-    step ``X <- X - eta P sign`` of a Newton-Schulz iteration on the averaged coordinates.
+    For each probe three passes, there, to the other side and back, or two with forward
+    differences, and one that updates: the step ``X <- X - eta P sign`` of a Newton-Schulz
+    iteration on the averaged coordinates.
     """
 
-    def __init__(self, params: list[Any], smoothing: float = 1e-3) -> None:
+    def __init__(self, params: list[Any], difference: str, smoothing: float = 1e-3) -> None:
         self.torch = torch_or_skip()
         self.params, self.smoothing = params, smoothing
+        self.scales = {"central": (1.0, -2.0, 1.0), "forward": (1.0, -1.0)}[difference]
         self.frames = [
             self.torch.linalg.qr(self.torch.randn(p.shape[0], RANK))[0].contiguous()
             for p in params
@@ -56,7 +58,7 @@ class NaiveStep:
 
         with self.torch.no_grad():
             for probe in range(PROBES):
-                for scale in (1.0, -2.0, 1.0):
+                for scale in self.scales:
                     self.add(probe, scale * self.smoothing)
             for p, frame in zip(self.params, self.frames, strict=True):
                 self.torch.manual_seed(0)
@@ -97,7 +99,7 @@ class StepOutsideForwards:
     def setup(self, shapes: str, difference: str) -> None:
         """Make both."""
         self.ours = ours(weights(SHAPES[shapes]), difference=difference)
-        self.naive = NaiveStep(weights(SHAPES[shapes])).run
+        self.naive = NaiveStep(weights(SHAPES[shapes]), difference).run
 
     def time_step(self, shapes: str, difference: str) -> None:
         """Record a step of ours."""
@@ -213,7 +215,7 @@ class Memory:
 
 
 class BatchedForward:
-    """All probes of a step in one forward pass, over one by one; small batch, on a GPU or CPU."""
+    """Steps under an overlay against bare forward passes; small batch, on a GPU or CPU."""
 
     params: ClassVar[list[Any]] = [["cpu", "cuda"]]
     param_names: ClassVar[list[str]] = ["device"]
@@ -229,7 +231,7 @@ class BatchedForward:
         model = torch.nn.Sequential(*layers).to(device, getattr(torch, dtype))
         self.model, self.x = model, torch.randn(2, 16, width).to(device, getattr(torch, dtype))
 
-    def _runs(self) -> tuple[Any, Any, Any]:
+    def _runs(self) -> tuple[Any, Any, Any, Any]:
         from zomopi_adapters.torch import ZOMOPI, per_probe, tiled
 
         torch, model, x = torch_or_skip(), self.model, self.x
@@ -253,18 +255,32 @@ class BatchedForward:
                 forward = getattr(model.forward, "__wrapped__", model.forward)
                 _arrays.synchronize(forward(rows))
 
-        return optimizer(True), optimizer(False), inference
+        def bare_passes() -> None:
+            with torch.no_grad():
+                forward = getattr(model.forward, "__wrapped__", model.forward)
+                for _ in range(2 * PROBES):
+                    out = forward(x)
+                _arrays.synchronize(out)
+
+        return optimizer(True), optimizer(False), inference, bare_passes
 
     def track_batched_over_one_by_one(self, device: str) -> float:
         """Return a batched step over one whose probes come one by one."""
-        batched, single, _ = self._runs()
+        batched, single, _, _ = self._runs()
         return median_ratio(interleaved_seconds([batched, single], turns(5)))
 
     track_batched_over_one_by_one.unit = "x"  # type: ignore[attr-defined]
 
     def track_batched_over_inference(self, device: str) -> float:
         """Return a batched step over pure inference on as many rows."""
-        batched, _, inference = self._runs()
+        batched, _, inference, _ = self._runs()
         return median_ratio(interleaved_seconds([batched, inference], turns(5)))
 
     track_batched_over_inference.unit = "x"  # type: ignore[attr-defined]
+
+    def track_one_by_one_over_bare_passes(self, device: str) -> float:
+        """Return an overlaid step whose probes come one by one over its 2N bare passes."""
+        _, single, _, bare_passes = self._runs()
+        return median_ratio(interleaved_seconds([single, bare_passes], turns(5)))
+
+    track_one_by_one_over_bare_passes.unit = "x"  # type: ignore[attr-defined]

@@ -8,7 +8,9 @@
 This is the experiment of the paper (arXiv 2605.09034): 1,000 examples to train on, prompts that
 turn a task into the continuation of a text, accuracy by the likelihood of the answers. `--data` is
 the folder of a task in the archive that the benchmark publishes (train.jsonl, val.jsonl);
-`--model` is a name or a folder of Transformers. All hyperparameters are on the command line.
+`--model` is a name or a folder of Transformers. All hyperparameters are on the command line, and
+what is not given is the method's own; `--learning-rate auto` measures the rate and tunes the rest.
+The probes of a step run one by one, as the loss of a Trainer is the mean of a batch.
 """
 
 from __future__ import annotations
@@ -165,6 +167,16 @@ def accuracy(model: Any, tokenizer: Any, examples: list[Example], collate: Colla
     return sum(right) / len(right)
 
 
+def number_or_auto(text: str) -> float | str:
+    """Return a number, or "auto"."""
+    return text if text == "auto" else float(text)
+
+
+def count_or_auto(text: str) -> int | str:
+    """Return an integer, or "auto"."""
+    return text if text == "auto" else int(text)
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(description="Fine-tune on SuperGLUE by forward passes alone.")
@@ -183,18 +195,38 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on from the last checkpoint")
     add("--seed", type=int, default=0)
     add("--method", default="zo-mopi")
-    add("--learning-rate", type=float, default=1e-2, help="eta")
+    add("--learning-rate", type=number_or_auto, default=1e-2, help="eta, or auto")
+    add("--vector-learning-rate", type=number_or_auto, help="that of biases and norms, or auto")
     add("--schedule", default="constant", help="a learning-rate schedule of Transformers")
+    add("--weight-decay", type=float, default=0.0, help="lambda")
     add("--rank", type=int, help="r")
-    add("--spectral-rank", type=int, help="k")
+    add("--spectral-rank", type=count_or_auto, help="k, or auto")
     add("--refresh-every", type=int, help="nu")
-    add("--smoothing", type=float, help="mu")
+    add("--refresh", choices=["anchored", "haar"])
+    add("--side", choices=["left", "right"])
+    add("--smoothing", type=number_or_auto, help="mu, or auto")
     add("--probes", type=int, help="N")
     add("--momentum", type=float, help="beta")
     add("--difference", choices=["central", "forward", "leave-one-out"])
     add("--binding", default="auto", choices=["auto", "in_place", "overlay"])
     add("--sketch", choices=["activation"])
+    add("--dropout", action="store_true", help="leave dropout on during a step")
     return parser.parse_args(arguments)
+
+
+def optimizer_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of the optimizer; those of the method that were given."""
+    names = (
+        "rank", "spectral_rank", "refresh_every", "refresh", "side", "smoothing", "probes",
+        "momentum", "difference", "sketch",
+    )  # fmt: skip
+    found = {name: getattr(options, name) for name in names}
+    found["vector_lr"] = options.vector_learning_rate
+    found["weight_decay"] = options.weight_decay or None
+    found = {name: value for name, value in found.items() if value is not None}
+    return {
+        "lr": options.learning_rate, "method": options.method, "binding": options.binding, **found
+    }  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> tuple[float, float]:
@@ -209,24 +241,16 @@ def main(arguments: list[str] | None = None) -> tuple[float, float]:
         for name, most in (("train", options.train_examples), ("val", options.eval_examples))
     )
     rows = [encode(tokenizer, e.prompt, e.answers[e.label], options.width) for e in train]
-    chosen = {
-        name: getattr(options, name)
-        for name in (
-            "rank", "spectral_rank", "refresh_every", "smoothing", "probes", "momentum",
-            "difference", "sketch",
-        )
-        if getattr(options, name) is not None
-    }  # fmt: skip
     settings = TrainingArguments(
         options.output, max_steps=options.steps, per_device_train_batch_size=options.batch,
-        learning_rate=options.learning_rate, lr_scheduler_type=options.schedule,
+        lr_scheduler_type=options.schedule,
         seed=options.seed, save_steps=options.save_steps, save_total_limit=1,
         logging_steps=min(50, options.steps), report_to=[],
         use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
     trainer = ZeroOrderTrainer(
         model, settings, train_dataset=rows, data_collator=collate,
-        zero_order={"method": options.method, "binding": options.binding, **chosen},
+        zero_order=optimizer_options(options), dropout=options.dropout,
     )  # fmt: skip
     before = accuracy(model, tokenizer, held_out, collate, options)
     print(f"{options.task}: accuracy {before:.3f} before, {len(train)} examples to train on")
