@@ -296,9 +296,10 @@ class TestNoOverlay:
         expected = (start.float() + left @ right).bfloat16()
         assert torch.equal(model.b.data, expected)
 
+    @pytest.mark.parametrize("order", ["model first", "optimizer first"])
     @pytest.mark.parametrize("lr", [0.03, "auto"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_a_run_resumes_to_the_bit(self, dtype, lr):
+    def test_a_run_resumes_to_the_bit(self, dtype, lr, order):
         model, optimizer = self.make(dtype, lr=lr)
         for _ in range(6):
             optimizer.step(self.closure(model, dtype))
@@ -307,8 +308,11 @@ class TestNoOverlay:
         file.seek(0)
         saved = torch.load(file, weights_only=True)
         other, resumed = self.make(dtype, lr=lr)
-        other.load_state_dict(saved[0])
-        resumed.load_state_dict(saved[1])
+        with torch.no_grad():
+            other.b.add_(0.5)  # not where the run began
+        pairs = [(other, saved[0]), (resumed, saved[1])]
+        for owner, state in pairs if order == "model first" else reversed(pairs):
+            owner.load_state_dict(state)
         for m, o in ((model, optimizer), (other, resumed)):
             for _ in range(7):
                 o.step(self.closure(m, dtype))
