@@ -97,6 +97,17 @@ def stacked(
     return found
 
 
+def refreshed(backends: list[str]) -> list[dict[str, Any]]:
+    """Return the time of a refresh one by one over that of a stack."""
+    found = []
+    for backend, rank in itertools.product(backends, (16, 64)):
+        bench = floor.StackedRefresh()
+        bench.setup(backend, rank)
+        gain = bench.track_one_by_one_over_stacked(backend, rank)
+        found.append({"backend": backend, "r": rank, "gain": gain})
+    return found
+
+
 def small_steps() -> list[dict[str, Any]]:
     """Return a small step over bare NumPy, and minimize over the step."""
     return [
@@ -230,6 +241,7 @@ def main() -> None:
         "floor": lambda: ceilings_and_floors(backends, chosen.size, dtypes),
         "structured": lambda: structured(backends),
         "stacked": lambda: stacked(backends),
+        "refreshed": lambda: refreshed(backends),
         "small": small_steps,
         "memory": memory,
         "exponents": exponents,

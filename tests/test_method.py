@@ -127,6 +127,27 @@ class TestCompilation:
                 assert np.allclose(a.right, b.right, rtol=1e-9, atol=1e-12)
         assert traces == {"propose": 1, "update": 1}
 
+    def test_refresh_compiles_once(self, jax):
+        """Leaves of one shape, which are refreshed as a stack, and one of another."""
+        method = zo.zo_mopi(rank=3, probes=2, learning_rate=0.1)
+        traces = []
+
+        @jax.jit
+        def refresh(state):
+            traces.append(state)
+            return method.refresh(state)
+
+        x = {"V": jax.numpy.ones((6, 4)), "W": jax.numpy.ones((6, 4)), "X": jax.numpy.ones((5, 4))}
+        state, _ = method.update(method.init(x), losses_of(method))
+        for step in (100, 200):
+            state = state._replace(step=step)
+            expected, found = method.refresh(state), refresh(state)
+            for a, b in zip(expected.leaves, found.leaves, strict=True):
+                np.testing.assert_allclose(b.frame, a.frame, rtol=0, atol=1e-12)
+                np.testing.assert_allclose(b.momentum, a.momentum, rtol=1e-9)
+            state = found
+        assert len(traces) == 1
+
     def test_runs_inside_scan(self, jax):
         target = np.outer(np.arange(6.0), np.ones(4)) / 6
         method = zo.zo_mopi(rank=6, probes=4, learning_rate=zo.linear_decay(0.1, 200))

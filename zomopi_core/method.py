@@ -19,7 +19,7 @@ from ._arrays import Array
 from ._checks import as_python, check_count
 from .estimator import _HEADROOM, FiniteDifference, Weighted
 from .losses import stack_losses
-from .rule import LeafState, Leaves, Probe, Rule, advance_all, has_started
+from .rule import LeafState, Leaves, Probe, Rule, advance_all, has_started, refresh_all
 from .sampling import Randomness, Sampler
 from .update import Change
 
@@ -226,11 +226,9 @@ class Method:
         Leaves whose frame is square, or that have none, keep theirs.
         """
         with _arrays.full_precision(state.started):
-            leaves = tuple(
-                self._rule_of(leaf).refresh(state.random, i, state.step, leaf)
-                for i, leaf in enumerate(state.leaves)
-            )
-        return state._replace(leaves=leaves)
+            rules = [self._rule_of(leaf) for leaf in state.leaves]
+            leaves = refresh_all(rules, state.leaves, state.random, state.step)
+        return state._replace(leaves=tuple(leaves))
 
     def propose(self, state: State) -> tuple[Probe, ...]:
         """Return the perturbations of the step, one `Probe` for each parameter array.

@@ -11,7 +11,7 @@ from ._arrays import Array
 from .draws import Draw
 from .momentum import Momentum
 from .orthogonalize import Direction, Normal, Orthogonalizer
-from .sampling import Randomness
+from .sampling import Randomness, StackedRandomness
 from .subspace import Subspace, transport
 from .update import Change, Update
 
@@ -265,8 +265,8 @@ def directions(
     """Return the directions of all leaves; matrices of one shape are computed as a stack."""
     groups: dict[Any, list[int]] = {}
     for i, (rule, a) in enumerate(zip(rules, averaged, strict=True)):
-        part, x = rule.orthogonalizer, a.used
-        alike = part, tuple(x.shape), str(x.dtype), str(_arrays.device(x)), _shapes(a.kept)
+        part = rule.orthogonalizer
+        alike = part, *_kind(a.used), _shapes(a.kept)
         groups.setdefault(alike if part.batches else i, []).append(i)
     found: dict[int, Direction] = {}
     for group in groups.values():
@@ -289,14 +289,67 @@ def _stacked_directions(rule: Rule, averaged: list[Averaged]) -> list[Direction]
 
     found = rule.orthogonalizer.direction(used, kept, no_draws)
 
-    def entry(i: int) -> Direction:
-        return Direction(*(_zipped(lambda parts: parts[0][i, ...], [part]) for part in found))
+    return [Direction(*(_entry(part, i) for part in found)) for i in range(len(averaged))]
 
-    return [entry(i) for i in range(len(averaged))]
+
+def refresh_all(
+    rules: Sequence[Rule], states: Sequence[LeafState], random: Randomness, step: Any
+) -> list[LeafState]:
+    """Return the states of all leaves with new frames, the momentum carried over to them.
+
+    Where a call costs more than what it computes, on a device and where a library dispatches
+    slowly, matrices of one shape are refreshed as a stack, with the draws that each has alone. On
+    a host their factorizations take the time that they take.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, (rule, state) in enumerate(zip(rules, states, strict=True)):
+        batches = rule.subspace.batches and rule.orthogonalizer.batches
+        alike: Any = i
+        if batches and not _arrays.can_branch(state.momentum):
+            alike = id(rule), *_kind(state.momentum), _shapes(state.frame), _shapes(state.right)
+        groups.setdefault(alike, []).append(i)
+    found = list(states)
+    for group in groups.values():
+        first, old = group[0], [states[i] for i in group]
+        if len(group) == 1:
+            new = [rules[first].refresh(random, first, step, old[0])]
+        else:
+            new = refresh_stack(rules[first], old, random, group, step)
+        for i, state in zip(group, new, strict=True):
+            found[i] = state
+    return found
+
+
+def refresh_stack(
+    rule: Rule, states: list[LeafState], random: Randomness, numbers: Sequence[int], step: Any
+) -> list[LeafState]:
+    """Return what `refresh_all` returns, for leaves of one shape: those of these numbers."""
+    parts = [(state.frame, state.momentum, state.right) for state in states]
+    stack = _zipped(_arrays.namespace(states[0].momentum).stack, parts)
+    draws: Any = StackedRandomness(random, numbers)
+    old = states[0]._replace(frame=stack[0], momentum=stack[1], right=stack[2])
+    new = rule.refresh(draws, numbers[0], step, old)
+    if new is old:
+        return states
+    stack = new.frame, new.momentum, new.right
+    return [
+        state._replace(**dict(zip(("frame", "momentum", "right"), _entry(stack, i), strict=True)))
+        for i, state in enumerate(states)
+    ]
+
+
+def _kind(x: Array) -> tuple[Any, ...]:
+    """Return what arrays of a stack have in common."""
+    return tuple(x.shape), str(x.dtype), str(_arrays.device(x))
 
 
 def _shapes(kept: Any) -> Any:
     return _zipped(lambda parts: tuple(parts[0].shape), [kept])
+
+
+def _entry(stack: Any, i: int) -> Any:
+    """Return entry `i` of a stack of equal trees."""
+    return _zipped(lambda parts: parts[0][i, ...], [stack])
 
 
 def _zipped(function: Any, parts: list[Any]) -> Any:
@@ -305,5 +358,6 @@ def _zipped(function: Any, parts: list[Any]) -> Any:
     if first is None:
         return None
     if isinstance(first, tuple):
-        return type(first)(*(_zipped(function, list(p)) for p in zip(*parts, strict=True)))
+        found = (_zipped(function, list(p)) for p in zip(*parts, strict=True))
+        return tuple(found) if type(first) is tuple else type(first)(*found)
     return function(parts)

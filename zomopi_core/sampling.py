@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -262,6 +263,24 @@ class Randomness:
                 f"the sampler returned shape {tuple(values.shape)} for {draw}, asked for {shape}"
             )
         return _arrays.to_like(values, like)
+
+
+class StackedRandomness:
+    """The draws of several leaves as a stack; each leaf's are those that it would have alone.
+
+    Parameters
+    ----------
+    random : Randomness
+    leaves : sequence of int
+    """
+
+    def __init__(self, random: Randomness, leaves: Sequence[int]) -> None:
+        self._random, self._leaves = random, leaves
+
+    def normal(self, draw: Draw, shape: tuple[int, ...], like: Array) -> Array:
+        """Return the numbers of `draw` for all leaves, of shape (leaves, ...)."""
+        each = [self._random.normal(draw._replace(leaf=i), shape[1:], like) for i in self._leaves]
+        return _arrays.namespace(like).stack(each)
 
 
 def _check_seed(seed: int) -> None:

@@ -28,6 +28,11 @@ class Subspace(Protocol):
 
     refresh_every: Any  # steps between two refreshes; None where there are none
 
+    @property
+    def batches(self) -> bool:
+        """Whether `refresh` takes stacks of frames and momenta; by default it does not."""
+        return False
+
     def coordinate_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the coordinates of a leaf of the given shape."""
         ...
@@ -158,6 +163,11 @@ class Sketch(Subspace):
         if not isinstance(self.stacked, bool):
             raise errors.not_a_number("stacked", self.stacked, "True or False")
         as_python(self, rank=int, refresh_every=int)
+
+    @property
+    def batches(self) -> bool:
+        """Whether frames are random: directions of one's own are given for one leaf at a time."""
+        return self.basis is None
 
     def _view(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return (..., m, n) as the frame sees the leaf."""

@@ -207,3 +207,48 @@ class StackedLeaves(BackendBenchmark):
         return float(seconds[0] / seconds[1])
 
     track_stacked_over_one_by_one.unit = "ratio"
+
+
+class StackedRefresh(BackendBenchmark):
+    """The refresh of 48 matrices of 512 x 512, each with a momentum, as a stack and one by one.
+
+    A run takes the way that is faster on its backend.
+    """
+
+    params: ClassVar = [BACKENDS, sizes(16, 64)]
+    param_names: ClassVar = ["backend", "r"]
+    leaves = 48
+    turns = turns(5)
+
+    def setup(self, backend, rank):
+        from zomopi_core import rule as parts
+
+        super().setup(backend)
+        method = zo.zo_mopi(learning_rate=1e-3, rank=rank, probes=1)
+        start = {f"W{i:02}": self.normal((512, 512)) for i in range(self.leaves)}
+        self.state, _ = method.update(method.init(start, 0), np.asarray([1.0, 0.5]))
+        self.rule, self.together = method.matrices, parts.refresh_stack
+
+    def wait_for(self, leaves):
+        """Wait for new states."""
+        self.synchronize(*(x for leaf in leaves for x in (leaf.frame, leaf.momentum)))
+
+    def stacked(self):
+        """Refresh all as a stack."""
+        _, _, leaves, random = self.state
+        self.wait_for(self.together(self.rule, list(leaves), random, range(len(leaves)), 100))
+
+    def one_by_one(self):
+        """Refresh one after the other."""
+        _, _, leaves, random = self.state
+        self.wait_for([self.rule.refresh(random, i, 100, x) for i, x in enumerate(leaves)])
+
+    def time_stacked(self, backend, rank):
+        self.stacked()
+
+    def track_one_by_one_over_stacked(self, backend, rank):
+        functions = [self.one_by_one, self.stacked]
+        seconds = interleaved_seconds(functions, self.turns).min(axis=0)
+        return float(seconds[0] / seconds[1])
+
+    track_one_by_one_over_stacked.unit = "ratio"
