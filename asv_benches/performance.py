@@ -103,7 +103,7 @@ def refreshed(backends: list[str]) -> list[dict[str, Any]]:
     for backend, rank in itertools.product(backends, (16, 64)):
         bench = floor.StackedRefresh()
         bench.setup(backend, rank)
-        gain = bench.track_one_by_one_over_stacked(backend, rank)
+        gain = 1.0 / bench.track_stacked_over_one_by_one(backend, rank)
         found.append({"backend": backend, "r": rank, "gain": gain})
     return found
 

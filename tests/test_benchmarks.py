@@ -42,11 +42,12 @@ class TestBars:
     each other. Mean times or the ratio of two separate runs would carry the neighbour in.
     """
 
-    @pytest.mark.parametrize("dtype", ["float64", "float32"])
-    def test_step_over_bare_numpy(self, load, dtype):
+    @pytest.mark.parametrize(("dtype", "most"), [("float64", 1.5), ("float32", 1.6)])
+    def test_step_over_bare_numpy(self, load, dtype, most):
+        """The goal is 1.5; in float32 a run is as often above it as below."""
         seconds = load("overhead").step_and_bare_numpy_seconds(dtype, rounds=15, steps=200)
-        # measured 1.39 to 1.41 in float64, 1.44 to 1.50 in float32
-        assert load("common").median_ratio(seconds) <= 1.65
+        # measured 1.39 to 1.45 in float64, 1.44 to 1.51 in float32
+        assert load("common").median_ratio(seconds) <= most
 
     @pytest.mark.parametrize("dtype", ["float64", "float32"])
     def test_minimize_over_step(self, load, dtype):

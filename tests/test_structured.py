@@ -146,6 +146,28 @@ def test_same_path_as_dense(name, options):
     assert dense(ends[1].x) == pytest.approx(ends[1].fun, rel=1e-9)
 
 
+@pytest.mark.parametrize("reuse", [False, True])
+def test_same_path_as_dense_with_losses_of_the_library(backend, reuse):
+    """Losses are arrays without axes, which stay where they are made."""
+    w = backend.array(W)
+
+    def loss(p):
+        return backend.xp.mean((p["X"] @ w) ** 2) + backend.xp.mean((p["b"] - 2.0) ** 2)
+
+    x0 = {"X": backend.array(X), "b": backend.array(np.ones(4))}
+    method = zo.zo_mopi(rank=2, learning_rate=0.1, probes=2, refresh_every=3)
+    ends = []
+    for structured in (False, True):
+        options = {"structured": structured, "reuse_buffers": reuse, "seed": zo.HostSampler(0)}
+        ends.append(zo.minimize(loss, x0, method=method, max_steps=12, **options))
+    assert ends[1].fun < 0.9 * float(loss(x0))
+    for key in x0:
+        assert type(ends[1].x[key]) is type(ends[0].x[key])
+        found, expected = (backend.numpy(end.x_last[key]) for end in ends[::-1])
+        # differences of losses round otherwise: 1e-16 over 2e-3, amplified along the path
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
 def test_base_product_is_made_once_a_step(monkeypatch):
     """Counted with an operand that counts: X @ W once a step, C W once a probe."""
 

@@ -246,9 +246,9 @@ class StackedRefresh(BackendBenchmark):
     def time_stacked(self, backend, rank):
         self.stacked()
 
-    def track_one_by_one_over_stacked(self, backend, rank):
-        functions = [self.one_by_one, self.stacked]
+    def track_stacked_over_one_by_one(self, backend, rank):
+        functions = [self.stacked, self.one_by_one]
         seconds = interleaved_seconds(functions, self.turns).min(axis=0)
         return float(seconds[0] / seconds[1])
 
-    track_one_by_one_over_stacked.unit = "ratio"
+    track_stacked_over_one_by_one.unit = "ratio"
