@@ -320,18 +320,22 @@ class TestNoOverlay:
         assert resumed.bindings == optimizer.bindings
         assert all(map(torch.equal, model.parameters(), other.parameters()))
 
+    @pytest.mark.filterwarnings("ignore:the probes run one by one")
+    @pytest.mark.parametrize("batched", [False, True])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_a_journal_leads_to_the_same_bits(self, dtype, tmp_path):
-        path = tmp_path / "run.zomopi"
-        model, optimizer = self.make(dtype, journal=path)
+    def test_a_journal_leads_to_the_same_bits(self, dtype, batched, tmp_path):
+        path, x = tmp_path / "run.zomopi", data()[0].to(dtype)
+        model, optimizer = self.make(dtype, batched=batched, journal=path)
         for _ in range(6):
-            optimizer.step(self.closure(model, dtype))
+            optimizer.step(lambda: rows_loss(model, x).double())
         optimizer.close()
-        other, resumed = self.make(dtype)
+        other, resumed = self.make(dtype, batched=batched)
         resumed.resume(path)
+        assert all(map(torch.equal, model.parameters(), other.parameters()))
+        assert not resumed.batched
         for m, o in ((model, optimizer), (other, resumed)):
             for _ in range(3):
-                o.step(self.closure(m, dtype))
+                o.step(lambda m=m: rows_loss(m, x).double())
             o.merge()
         assert resumed.bindings == optimizer.bindings
         assert all(map(torch.equal, model.parameters(), other.parameters()))
