@@ -189,7 +189,7 @@ class Memory:
         """Record what the weights and the libraries take."""
 
     def track_peak_over_weights(self, device: str) -> float:
-        """Return the largest sum of what a step allocates, over the weights; state included."""
+        """Return the largest sum of what a run allocates, over the weights; state included."""
         torch = torch_or_skip()
         size = sum(p.numel() * p.element_size() for p in self.weights)
         if device == "cuda":
@@ -200,9 +200,10 @@ class Memory:
             step()
             step()
             return float((torch.cuda.max_memory_allocated() - before) / size)
-        step = ours(self.weights)
-        step()
+        ours(self.weights)()  # what libraries allocate once
         with torch.profiler.profile(profile_memory=True) as profile:
+            step = ours(self.weights)
+            step()
             step()
         now = peak = 0
         for event in profile.profiler.kineto_results.events():
