@@ -133,7 +133,7 @@ def test_no_method_reads_anything(name, binding):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("binding", BINDINGS)
+@pytest.mark.parametrize("binding", ["in place", "overlay", "batched"])
 @pytest.mark.parametrize("extra", [{}, {"smoothing": 0.05}], ids=str)
 def test_a_tuned_run_reads_once_where_it_looks(binding, dtype, extra):
     """However many matrices there are; and not at all at the other steps."""
@@ -141,7 +141,7 @@ def test_a_tuned_run_reads_once_where_it_looks(binding, dtype, extra):
     optimizer = ZOMOPI(model, "auto", rank=3, refresh_every=500, **BINDINGS[binding], **extra)
     closure, read = closure_of(model, dtype), []
     optimizer.step(closure)
-    for _ in range(45):
+    for _ in range(36):
         tuning = optimizer._tuner.tuning
         looks, begins = tuning.attentive, not tuning.search.begun
         with reads() as seen:
@@ -151,4 +151,4 @@ def test_a_tuned_run_reads_once_where_it_looks(binding, dtype, extra):
     twice = [begins for _, begins, count in read if count == 2]
     assert twice in ([], [True])  # not seen where the first step of all made it
     assert {(looks, count) for looks, _, count in read if count != 2} == {(True, 1), (False, 0)}
-    assert sum(not looks for looks, _, _ in read) > 10
+    assert sum(not looks for looks, _, _ in read) > 5
