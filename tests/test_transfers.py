@@ -136,6 +136,29 @@ class TestTuned:
         assert sum(not looks for looks, _, _ in read) > 10
 
 
+@pytest.mark.parametrize("options", [{}, {"smoothing": "auto"}, {"learning_rate": "auto"}])
+def test_what_is_measured_is_read_once_in_ten_steps(make_backend, monkeypatch, options):
+    """The losses of a search, in one transfer, once the rate is found."""
+    backend = make_backend("array_api_strict:device1")
+    xp, array_class = backend.xp, type(backend.array(1.0))
+    original, transfers = array_class.to_device, []
+
+    def counted(x, device, /, **others):
+        transfers.append(optimizer.nit)
+        return original(x, device, **others)
+
+    method = zo.zo_mopi(rank=3, refresh_every=100, **{"learning_rate": 0.1} | options)
+    optimizer = zo.Optimizer(start(backend), method=method)
+    monkeypatch.setattr(array_class, "to_device", counted)
+    for _ in range(40):
+        losses = [xp.sum(p["V"] ** 2) + xp.sum(p["W"] ** 2) for p in optimizer.ask()]
+        optimizer.tell(losses)
+    # measured 0, 5 and 18, of which 0, 2 and 2 after half of the steps
+    assert len(transfers) <= (20 if options else 0)
+    assert len([nit for nit in transfers if nit >= 20]) <= 4
+    assert bool(transfers) == bool(options)  # what is counted is what a search does
+
+
 @pytest.mark.parametrize("name", ["central", "rank chosen"])
 def test_steps_between_refreshes_run_inside_a_scan(make_backend, name):
     """One compiled loop of the pure functions ends where the driver's steps end."""
