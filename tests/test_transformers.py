@@ -453,8 +453,8 @@ class TestMiniLM:
         )  # fmt: skip
         assert set(curves) == set(module.METHODS)
         for curve in curves.values():
-            assert curve[0][0] == 0
-            assert curve[-1][0] >= 24
+            assert curve[0].forwards == 0
+            assert curve[-1].forwards >= 24
             assert curve[0] == next(iter(curves.values()))[0]
         assert (tmp_path / "curve.png").stat().st_size > 1000
         assert "held-out accuracy" in capsys.readouterr().out

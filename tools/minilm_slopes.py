@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F  # noqa: N812 - its usual name
 
 TEXTS_OF_FRAMES = 64
 
@@ -59,13 +58,6 @@ def direction(momentum, count):
     return u[:, :count] @ vh[:count]
 
 
-def measure(example, model, held_out):
-    """Return the held-out loss and accuracy."""
-    logits = example.in_batches(model, held_out)
-    hits = (logits.argmax(dim=1) == held_out.labels).float().mean()
-    return float(F.cross_entropy(logits, held_out.labels)), float(hits)
-
-
 def run(example, model, data, held_out, options):
     """Train with exact slopes; return (loss, accuracy) before and at each third."""
     weights = [(n, p) for n, p in example.hidden_matrices(model) if "pooler" not in n]
@@ -76,7 +68,7 @@ def run(example, model, data, held_out, options):
 
     frame = frames(model, weights, batch(TEXTS_OF_FRAMES), options.rank, options.sketch, generator)
     steps, momenta = options.forwards // options.probes, {}
-    found = [measure(example, model, held_out)]
+    found = [example.measure(model, held_out)]
     for t in range(steps):
         loss = model.loss(batch(options.batch))
         gradients = torch.autograd.grad(loss, [p for _, p in weights])
@@ -93,7 +85,7 @@ def run(example, model, data, held_out, options):
                 o = m if options.scaling == "joint" else direction(m, options.directions)
                 p.addmm_(o, frame[name].T, alpha=-rate)
         if t + 1 in (steps // 3, 2 * steps // 3, steps):
-            found.append(measure(example, model, held_out))
+            found.append(example.measure(model, held_out))
     return found
 
 

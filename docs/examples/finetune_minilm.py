@@ -37,17 +37,26 @@ from zomopi_adapters.torch import ZOMOPI
 # The best of the few settings that were tried, see docs/torch.md. Where the rate is "auto" nothing
 # is set by hand but the rank.
 METHODS: dict[str, dict[str, Any]] = {
-    "zo-mopi": {"method": "zo-mopi", "lr": "auto", "rank": 1, "sketch": "activation"},
-    "zo-mopi, random sketch": {"method": "zo-mopi", "lr": "auto", "rank": 16},
+    "zo-mopi": {"method": "zo-mopi", "lr": "auto", "rank": 16, "sketch": "activation"},
     "zo-mopi, rate by hand": {
-        "method": "zo-mopi", "lr": 0.03, "rank": 1, "probes": 8, "difference": "leave-one-out",
+        "method": "zo-mopi", "lr": 0.02, "rank": 16, "probes": 8, "difference": "leave-one-out",
         "sketch": "activation",
     },
-    "mezo": {"method": "mezo", "lr": 1e-4},
-    "zo-muon": {"method": "zo-muon", "lr": 0.03, "rank": 16, "probes": 4},
+    "zo-mopi, random frames": {
+        "method": "zo-mopi", "lr": 0.05, "rank": 16, "probes": 8, "difference": "leave-one-out",
+    },
+    "mezo": {"method": "mezo", "lr": 2e-4},
+    "zo-muon": {"method": "zo-muon", "lr": 0.05, "rank": 16, "probes": 4},
 }  # fmt: skip
-
 KINDS = {ast.Module: "module", ast.ClassDef: "class", ast.FunctionDef: "function"}
+
+
+class Point(NamedTuple):
+    """A place on the curve of a run, measured on the held-out texts."""
+
+    forwards: int
+    loss: float
+    accuracy: float
 
 
 class Split(NamedTuple):
@@ -144,9 +153,11 @@ def in_batches(function: Callable[[Split], Tensor], data: Split, size: int = 128
     return torch.cat([function(data.batch(part)) for part in rows])
 
 
-def accuracy(model: Classifier, data: Split) -> float:
-    """Return the part of the rows that are classified correctly."""
-    return float((in_batches(model, data).argmax(dim=1) == data.labels).float().mean())
+def measure(model: Classifier, data: Split) -> tuple[float, float]:
+    """Return the mean cross-entropy, and the part of the rows that are classified correctly."""
+    logits = in_batches(model, data)
+    hits = (logits.argmax(dim=1) == data.labels).float().mean()
+    return float(F.cross_entropy(logits, data.labels)), float(hits)
 
 
 @torch.no_grad()
@@ -174,13 +185,13 @@ def train(
     batch: int,
     seed: int,
     points: int = 10,
-) -> list[tuple[int, float]]:
-    """Train the hidden matrices and return (forward passes, held-out accuracy) along the way."""
+) -> list[Point]:
+    """Train the hidden matrices and return held-out loss and accuracy along the way."""
     settings = dict(settings)
     lr = settings.pop("lr")
     optimizer = ZOMOPI(hidden_matrices(model), lr=lr, seed=seed, binding="in_place", **settings)
     generator = torch.Generator().manual_seed(seed)
-    count, curve = 0, [(0, accuracy(model, held_out))]
+    count, curve = 0, [Point(0, *measure(model, held_out))]
     ask = lambda: model.loss(picked)  # noqa: E731
 
     def closure() -> Tensor:
@@ -194,9 +205,9 @@ def train(
         picked = data.batch(torch.randint(len(data.labels), (batch,), generator=generator))
         optimizer.step(closure)
         if count >= forwards * len(curve) / points:
-            curve.append((count, accuracy(model, held_out)))
-    if curve[-1][0] != count:
-        curve.append((count, accuracy(model, held_out)))
+            curve.append(Point(count, *measure(model, held_out)))
+    if curve[-1].forwards != count:
+        curve.append(Point(count, *measure(model, held_out)))
     return curve
 
 
@@ -220,7 +231,7 @@ def prepare(
     return model, data, held_out, names
 
 
-def draw(curves: dict[str, list[tuple[int, float]]], path: str) -> None:
+def draw(curves: dict[str, list[Point]], path: str) -> None:
     """Write the curves as a picture."""
     import matplotlib
 
@@ -229,7 +240,7 @@ def draw(curves: dict[str, list[tuple[int, float]]], path: str) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
     for name, curve in curves.items():
-        axes.plot(*zip(*curve, strict=True), label=name)
+        axes.plot([p.forwards for p in curve], [p.accuracy for p in curve], label=name)
     axes.set(xlabel="forward passes", ylabel="held-out accuracy")
     axes.legend()
     figure.savefig(path, dpi=120, bbox_inches="tight")
@@ -239,7 +250,7 @@ def draw(curves: dict[str, list[tuple[int, float]]], path: str) -> None:
 def main(
     arguments: list[str] | None = None,
     load: Callable[[], tuple[nn.Module, Callable[..., Any]]] = load_encoder,
-) -> dict[str, list[tuple[int, float]]]:
+) -> dict[str, list[Point]]:
     """Run the comparison and print the accuracies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--forwards", type=int, default=750, help="forward passes of a run")
@@ -267,12 +278,14 @@ def main(
             points=options.points,
         )  # fmt: skip
         seconds = time.perf_counter() - begin
-        line = "  ".join(f"{count}: {value:.3f}" for count, value in curves[name])
-        (_, before), (count, after) = curves[name][0], curves[name][-1]
+        before, after = curves[name][0], curves[name][-1]
         print(
-            f"{name} ({settings})\n  held-out accuracy {before:.3f} -> {after:.3f} with {count} "
-            f"forward passes, {seconds:.0f} s\n  {line}", flush=True,
-        )  # fmt: skip
+            f"{name} ({settings})\n  held-out accuracy {before.accuracy:.3f} -> "
+            f"{after.accuracy:.3f}, loss {before.loss:.3f} -> {after.loss:.3f} with "
+            f"{after.forwards} forward passes, {seconds:.0f} s\n  "
+            + "  ".join(f"{p.forwards}: {p.loss:.3f}, {p.accuracy:.3f}" for p in curves[name]),
+            flush=True,
+        )
     if options.plot:
         draw(curves, options.plot)
     return curves
