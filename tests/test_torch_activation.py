@@ -1,6 +1,8 @@
 """Subspaces from what layers are fed."""
 
+import importlib.util
 import io
+from pathlib import Path
 
 import pytest
 
@@ -183,3 +185,20 @@ class TestRuns:
         plain = ZOMOPI(model, lr=0.05, vector_lr=0.01, rank=3, refresh_every=10)
         with pytest.raises(ValueError, match="saved with sketch='activation'"):
             plain.load_state_dict(optimizer.state_dict())
+
+
+def test_settings_are_compared_on_digits(capsys):
+    """The tool behind the figures: what it tells falls, and is that of the best rate."""
+    pytest.importorskip("sklearn", reason="the extra cli is not installed")
+    path = Path(__file__).parents[1] / "tools" / "adapt_digits.py"
+    spec = importlib.util.spec_from_file_location("adapt_digits", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    found = tool.main(
+        ["--settings", "zo-sgd, activation", "--tasks", "rotated", "--pretraining", "80",
+         "--forwards", "120", "--rates", "4e-3", "1e-9"]
+    )  # fmt: skip
+    told = capsys.readouterr().out
+    before = float(told.split("before: ")[1].split()[0])
+    assert found["zo-sgd, activation"][0][0] < before - 0.1
+    assert f"{before:.3f} at 1e-09" in told

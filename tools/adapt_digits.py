@@ -27,11 +27,11 @@ ACTIVATION = LEAVE_ONE_OUT | {"sketch": "activation"}
 # Setting -> options and the learning rates of which the best is told.
 SETTINGS = {
     "zo-mopi, activation": (ACTIVATION, (0.015, 0.03, 0.06)),
-    "zo-mopi, random": (LEAVE_ONE_OUT, (0.015, 0.03, 0.06)),
+    "zo-mopi, random": (LEAVE_ONE_OUT, (0.03, 0.06, 0.12)),
     "zo-sgd, activation": (ACTIVATION | {"method": "zo-sgd"}, (2e-3, 4e-3, 8e-3)),
-    "zo-sgd, random": (LEAVE_ONE_OUT | {"method": "zo-sgd"}, (2e-3, 4e-3, 8e-3)),
+    "zo-sgd, random": (LEAVE_ONE_OUT | {"method": "zo-sgd"}, (4e-3, 8e-3, 16e-3)),
     "mezo": ({"method": "mezo"}, (2e-4, 4e-4, 8e-4)),
-    "zo-muon": ({"method": "zo-muon", "rank": 16, "probes": 4}, (0.01, 0.03, 0.1)),
+    "zo-muon": ({"method": "zo-muon", "rank": 16, "probes": 4}, (0.03, 0.1, 0.2)),
 }
 
 
@@ -100,7 +100,7 @@ def digits():
     return (x[order[:1200]], y[order[:1200]]), (x[order[1200:]], y[order[1200:]])
 
 
-def pretrained(data, steps=600):
+def pretrained(data, steps):
     """Return a transformer that reads the digits as they are."""
     torch.manual_seed(0)
     model, generator = Transformer(), torch.Generator().manual_seed(0)
@@ -150,10 +150,11 @@ def main(arguments=None):
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS))
     parser.add_argument("--forwards", type=int, default=752)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--pretraining", type=int, default=600, help="steps of backpropagation")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     options = parser.parse_args(arguments)
     train, test = digits()
-    model = pretrained(train)
+    model = pretrained(train, options.pretraining)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     tasks = {t: [(TASKS[t](x), y) for x, y in (train, test)] for t in options.tasks}
     show = lambda points: "  ".join(f"{loss:.3f} / {hits:.3f}" for loss, hits in points)  # noqa: E731

@@ -34,19 +34,23 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from zomopi_adapters.torch import ZOMOPI
 
-# The best of the few settings that were tried, see docs/torch.md. Where the rate is "auto" nothing
-# is set by hand but the rank.
+# Of the few settings that were tried, see docs/torch.md. Where the rate is "auto" nothing is set by
+# hand but the rank.
 METHODS: dict[str, dict[str, Any]] = {
     "zo-mopi": {"method": "zo-mopi", "lr": "auto", "rank": 16, "sketch": "activation"},
     "zo-mopi, rate by hand": {
-        "method": "zo-mopi", "lr": 0.02, "rank": 16, "probes": 8, "difference": "leave-one-out",
+        "method": "zo-mopi", "lr": 0.03, "rank": 16, "probes": 8, "difference": "leave-one-out",
         "sketch": "activation",
     },
     "zo-mopi, random frames": {
-        "method": "zo-mopi", "lr": 0.05, "rank": 16, "probes": 8, "difference": "leave-one-out",
+        "method": "zo-mopi", "lr": 0.06, "rank": 16, "probes": 8, "difference": "leave-one-out",
+    },
+    "zo-sgd, activation": {
+        "method": "zo-sgd", "lr": 2e-3, "rank": 16, "probes": 8, "difference": "leave-one-out",
+        "sketch": "activation",
     },
     "mezo": {"method": "mezo", "lr": 2e-4},
-    "zo-muon": {"method": "zo-muon", "lr": 0.05, "rank": 16, "probes": 4},
+    "zo-muon": {"method": "zo-muon", "lr": 0.03, "rank": 16, "probes": 4},
 }  # fmt: skip
 KINDS = {ast.Module: "module", ast.ClassDef: "class", ast.FunctionDef: "function"}
 
