@@ -34,8 +34,8 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from zomopi_adapters.torch import ZOMOPI
 
-# Of the few settings that were tried, see docs/torch.md. Where the rate is "auto" nothing is set by
-# hand but the rank.
+# Of the few settings that were tried, see docs/torch.md. Where the rate is "auto" nothing is set
+# by hand but the rank.
 METHODS: dict[str, dict[str, Any]] = {
     "zo-mopi": {"method": "zo-mopi", "lr": "auto", "rank": 16, "sketch": "activation"},
     "zo-mopi, rate by hand": {
