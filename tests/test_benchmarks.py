@@ -130,6 +130,15 @@ class TestBackendBenchmark:
         with pytest.raises(NotImplementedError, match="CPU only"):
             load("common").BackendBenchmark().setup("numpy:cuda")
 
+    @pytest.mark.parametrize("topic", ["floor.Floor", "step.Step"])
+    def test_the_largest_steps_are_for_gpus(self, load, topic):
+        """They show as n/a on a host, before anything of that size is made."""
+        module, name = topic.split(".")
+        benchmark = getattr(load(module), name)
+        size = (16384, 16384, 64) if name == "Step" else 16384
+        with pytest.raises(NotImplementedError, match="16384 x 16384 is measured on GPUs"):
+            benchmark().setup("numpy", size)
+
     def test_a_misspelt_backend_is_an_error(self, load):
         with pytest.raises(ValueError, match="no backend 'nunpy'"):
             load("common").BackendBenchmark().setup("nunpy")

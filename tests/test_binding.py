@@ -472,7 +472,7 @@ class TestPeakMemoryOfOtherLibraries:
             look()
             return float(((x[::64, 0] - 2) ** 2).sum())
 
-        zo.minimize(fun, x0, method=method, max_queries=200, reuse_buffers=True)
+        zo.minimize(fun, x0, method=method, max_queries=100, reuse_buffers=True)
 
     @pytest.mark.parametrize("name", ["central", "tuned"])
     def test_torch(self, name):

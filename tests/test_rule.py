@@ -47,13 +47,12 @@ class TestStackedRefresh:
         monkeypatch.setattr(_arrays, "can_branch", lambda x: not stacks)
         sampler = KeysOf(backend.xp)
         options = {"rank": 4, "learning_rate": 0.1, "probes": 2} | options
-        method = zo.zo_mopi(refresh_every=3, **options)
+        method = zo.zo_mopi(**options)
         rng = np.random.default_rng(1)
         shapes = {"a": (6, 2, 5), "b": (4, 7), "c": (6, 2, 5), "d": (6, 2, 5), "e": (3,)}
         state = method.init({n: backend.array(rng.standard_normal(s)) for n, s in shapes.items()},
                             sampler)  # fmt: skip
-        for t in range(3):
-            state, _ = method.update(state, losses_of(method, t))
+        state, _ = method.update(state, losses_of(method))
         return method.refresh(state), sampler.keys
 
     @pytest.mark.parametrize("name", METHODS)
