@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import zomopi_core as zo
+from zomopi_core import _arrays
 
 METHODS = {
     "central": zo.zo_mopi(rank=3, learning_rate=0.1, probes=2, refresh_every=100),
@@ -20,7 +21,7 @@ METHODS = {
 }
 # What turns an array into numbers of the host.
 LOOKS = ("__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__")
-LOOKS += ("get", "item", "tolist")
+LOOKS += ("get", "item", "tolist", "numpy", "cpu")
 
 
 def start(backend):
@@ -157,6 +158,100 @@ def test_what_is_measured_is_read_once_in_ten_steps(make_backend, monkeypatch, o
     assert len(transfers) <= (20 if options else 0)
     assert len([nit for nit in transfers if nit >= 20]) <= 4
     assert bool(transfers) == bool(options)  # what is counted is what a search does
+
+
+class Gate:
+    """Refuses waiting while it is shut."""
+
+    def __init__(self, backend):
+        self.backend, self.refusal = backend, contextlib.ExitStack()
+        self.is_shut = False
+
+    def shut(self):
+        if not self.is_shut:
+            self.refusal.enter_context(waiting_refused(self.backend))
+        self.is_shut = True
+
+    def open(self):
+        self.refusal.close()
+        self.is_shut = False
+
+
+@pytest.mark.parametrize(
+    "device", ["array_api_strict:device1", "torch", "jax", "cupy", "torch:cuda", "jax:cuda"]
+)
+class TestMinimize:
+    """`report_every`: one transfer for each report, and nothing else waits."""
+
+    STEPS = 100
+
+    def transfers(self, backend, monkeypatch, **options):
+        """Return the number of transfers of a run; from its second step on others raise."""
+        xp, transfer, gate, counted = backend.xp, _arrays.to_host, Gate(backend), [0]
+
+        def counting(x):
+            if isinstance(x, np.ndarray):
+                return transfer(x)
+            counted[0] += 1
+            was_shut = gate.is_shut
+            gate.open()
+            try:
+                return transfer(x)
+            finally:
+                if was_shut:
+                    gate.shut()
+
+        def loss(params):
+            return xp.sum(params["V"] ** 2) + xp.sum(params["W"] ** 2)
+
+        if backend.name.startswith("jax"):
+            import jax
+
+            loss = jax.jit(loss)
+
+        def fun(params):
+            fun.calls += 1
+            if fun.calls > 2 + METHODS["central"].evaluations_per_step:
+                gate.shut()
+            return loss(params)
+
+        fun.calls = 0
+        with monkeypatch.context() as patch, gate.refusal:
+            patch.setattr(_arrays, "to_host", counting)
+            patch.setattr(_arrays.conversions, "to_host", counting)
+            options = {"method": METHODS["central"], "max_steps": self.STEPS, **options}
+            result = zo.minimize(fun, start(backend), **options)
+        assert fun.calls == result.nfev
+        return counted[0], result
+
+    @pytest.mark.parametrize("reuse", [False, True])
+    def test_one_for_each_report(self, make_backend, monkeypatch, device, reuse):
+        """And one for each of the evaluations at the start and at the end."""
+        backend, found = make_backend(device), {}
+        for every in (1, 7, 10, 1000):
+            counted, result = self.transfers(
+                backend, monkeypatch, report_every=every, reuse_buffers=reuse
+            )
+            assert counted == -(-self.STEPS // every) + 3
+            assert not np.any(np.isnan(result.history["loss"]))
+            found[every] = result
+        for result in found.values():
+            for name in ("V", "W"):
+                last = (backend.numpy(r.x_last[name]) for r in (result, found[1]))
+                np.testing.assert_array_equal(*last)
+            np.testing.assert_array_equal(result.history["loss"], found[1].history["loss"])
+
+    def test_others_are_seen(self, make_backend, monkeypatch, device):
+        """The control: a schedule that looks at an array at each step."""
+        backend = make_backend(device)
+        rate = backend.array(0.1, "float32")
+
+        def schedule(step):
+            return float(rate)
+
+        method = zo.zo_mopi(rank=3, learning_rate=schedule, probes=2, refresh_every=100)
+        with pytest.raises(RuntimeError):
+            self.transfers(backend, monkeypatch, report_every=10, method=method)
 
 
 @pytest.mark.parametrize("name", ["central", "rank chosen"])

@@ -18,7 +18,7 @@ from ._journal_file import JournalReader, read_journal
 from ._journal_picture import History, draw_history, history_of, momentum_spectra
 from ._journal_rows import Row, failures_of, read_note
 from ._progress import format_loss
-from .run import _MESSAGES
+from .stopping import MESSAGES
 
 _PICTURES = {".png", ".pdf", ".svg"}
 _POLL_SECONDS = 0.2
@@ -61,7 +61,7 @@ def _summary(header: dict[str, Any], rows: list[Row], history: History) -> list[
     last = rows[-1] if rows else None
     rate = history.learning_rates[-1] if history.steps else math.nan
     return [
-        ("status", _MESSAGES.get(status, "not finished: going on, or to be resumed")),
+        ("status", MESSAGES.get(status, "not finished: going on, or to be resumed")),
         ("driver", header["driver"]),
         ("begun", header["created"]),
         ("method", header["method_name"]),
@@ -110,7 +110,7 @@ def tail_command(
 
 def _end(rows: list[Row]) -> str:
     status = next((str(read_note(row).get("status")) for row in rows if row.kind == "stop"), "")
-    return _MESSAGES.get(status, status)
+    return MESSAGES.get(status, status)
 
 
 def _print_steps(console: Console, rows: list[Row]) -> None:

@@ -80,6 +80,17 @@ def _policy(value: Any) -> Policy:
     return Retry() if value == "retry" else str(value)
 
 
+def left_out(
+    on_failure: str | Retry | Mapping[str, Any] | None, report_every: int
+) -> str | Retry | Mapping[str, Any]:
+    """Return the policies of a run that looks at losses later: what is not finite is left out."""
+    given = {} if on_failure is None else on_failure
+    chosen = given.get("non-finite", "skip") if isinstance(given, Mapping) else given
+    if chosen != "skip":
+        raise errors.cannot_report_later(f"on_failure={chosen!r} for losses", report_every)
+    return {**given, "non-finite": "skip"} if isinstance(given, Mapping) else given
+
+
 class Failures:
     """The policy for each kind of failure, and what failed so far.
 

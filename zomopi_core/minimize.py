@@ -16,14 +16,16 @@ from ._progress import progress_display
 from .catalog import find_method, tuned_method
 from .constraints import Projection
 from .costs import StepCosts, spare_queries, step_costs, steps_paid_for
-from .failures import Failures, Retry
+from .failures import Failures, Retry, left_out
 from .journal import Journal, Recorder, as_journal
 from .method import Method
 from .objective import Objective, check_params
 from .optimizer import Optimizer
+from .outcome import result_of, settle
 from .result import Iteration, Result
-from .run import Rules, Run, seed_of_keys
+from .run import Run, seed_of_keys
 from .sampling import Sampler
+from .stopping import Rules
 from .update import Schedule
 from .workers import check_workers
 
@@ -55,6 +57,7 @@ def minimize(
     guard: bool = True,
     callback: Callable[[Iteration], Any] | None = None,
     progress: bool = False,
+    report_every: int = 1,
     journal: str | os.PathLike[str] | Journal | None = None,
 ) -> Result:
     """Minimise a function of matrices by calling it, without derivatives.
@@ -144,6 +147,16 @@ def minimize(
         stops the run.
     progress : bool
         Whether to show a progress bar (extra ``cli``).
+    report_every : int
+        Number of steps from one look at the losses to the next. Above 1, losses that are arrays
+        stay on their device in between, and those of several steps are fetched as one array: no
+        step waits for the device. The iterates are the same and the history is complete. But
+        points of the steps in between cannot become the best one; target, stagnation and guard
+        are looked at, and the callback is called, at reports only: at every `report_every`-th
+        step, at steps whose losses the tuning needs or at which an exception was left out, and
+        at the last one of a budget. A loss that is not finite is left out, not evaluated again.
+        Not with `journal`, `workers`, `gradient`, `bounds` or `project`, which need each step's
+        losses at once.
     journal : str, path or Journal, optional
         File in which the run is recorded, so that `resume` goes on after a crash and `replay`
         gives the parameters of any step. It must not exist.
@@ -180,6 +193,7 @@ def minimize(
         ("max_queries", max_queries),
         ("max_steps", max_steps),
         ("stagnation", stagnation),
+        ("report_every", report_every),
         ("failure_limit", failure_limit),
     ):
         if count is not None:
@@ -221,6 +235,17 @@ def minimize(
         raise errors.budget_below_step(max_queries, costs.of(1))
     if steps is not None:
         method = method.with_horizon(steps)
+    if report_every > 1:
+        needs = {
+            "journal": journal is not None,
+            "workers": workers is not None,
+            "gradient": gradient is not None,
+            "bounds or project": constrained,
+        }
+        for name, given in needs.items():
+            if given:
+                raise errors.cannot_report_later(name, report_every)
+        on_failure = left_out(on_failure, report_every)
     failures = Failures(on_failure, failure_limit)
     rules = Rules(max_queries, max_steps, max_time, target, stagnation)
     journal = as_journal(journal)
@@ -261,6 +286,7 @@ def minimize(
         constrained=constrained,
         rules=rules,
         guarded=guard,
+        report_every=report_every,
         timeout=timeout,
         workers=workers,
         recorder=recorder,
@@ -275,13 +301,14 @@ def drive(run: Run, callback: Callable[[Iteration], Any] | None, progress: bool)
     try:
         with progress_display(progress, *limits) as show:
             status = _loop(run, callback, show)
-            run.settle(status)
+            run.report()
+            settle(run, status)
     except KeyboardInterrupt:
         status = "interrupted"
     except Exception as error:
         # Whatever ends the run, what was reached goes with it.
         with contextlib.suppress(Exception):
-            error.result = run.result("failed", f"{type(error).__name__}: {error}")  # type: ignore[attr-defined]
+            error.result = result_of(run, "failed", f"{type(error).__name__}: {error}")  # type: ignore[attr-defined]
             error.add_note(
                 f"zomopi: after {run.optimizer.nit} steps and {run.objective.calls} evaluations; "
                 "the attribute `result` of this exception holds what was reached"
@@ -292,7 +319,7 @@ def drive(run: Run, callback: Callable[[Iteration], Any] | None, progress: bool)
             run.parallel.close()
         if run.recorder is not None:
             run.recorder.close()
-    return run.result(status)
+    return result_of(run, status)
 
 
 # Steps below which searching for a learning rate leaves too few to use it.
@@ -320,6 +347,8 @@ def _loop(
             if recorder.replays:  # told in the life of the run that recorded it
                 continue
             recorder.after_step(optimizer.nit, run.state)
+        if not run.reported:
+            continue
         if show is not None:
             show(run.iteration())
         if callback is not None:

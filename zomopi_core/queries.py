@@ -88,7 +88,8 @@ class Queries:
         probes: int | None = None,
         rate: float = math.nan,
         due: int = 0,
-    ) -> tuple[Array, list[float]]:
+        wait: bool = True,
+    ) -> tuple[Array, list[float] | None]:
         """Return the losses of points, where they were computed and as numbers.
 
         What is recorded is not evaluated again.
@@ -108,6 +109,9 @@ class Queries:
             Learning rate, to be recorded.
         due : int
             Evaluations for which the budget must still pay after repetitions.
+        wait : bool
+            Whether numbers are wanted now. If not there are none, unless an evaluation failed;
+            `take` gets them later.
         """
         failures = self._failures
         if recorder is not None and (row := recorder.take(kind, step)) is not None:
@@ -117,6 +121,8 @@ class Queries:
         losses = self._evaluate(points, range(len(points)), key, recorder)
         if recorder is not None:
             losses = recorder.native(losses)
+        if not wait and not failures.pending:
+            return losses, None
         host: list[float] = _arrays.to_host(losses).tolist()
         if math.isfinite(sum(host)):  # one test for all in the usual case
             failures.in_a_row = 0
@@ -127,6 +133,16 @@ class Queries:
             loss, packed = mean_of_finite(host[:probes]), pack_losses(losses)
             recorder.write(Row(step, kind, calls, loss, rate, self.elapsed, packed, note))
         return losses, host
+
+    def take(self, host: list[float]) -> None:
+        """Take the losses of a step that were not waited for; what failed is left out."""
+        failures = self._failures
+        if math.isfinite(sum(host)):
+            failures.in_a_row = 0
+        else:
+            before = failures.count
+            failures.inspect(host, range(len(host)))
+            failures.settle(host, failures.count - before)
 
     def mark(self, recorder: Recorder, kind: str, step: int, rate: float, note: str = "") -> None:
         """Record what is no evaluation, unless it is what the journal says next."""

@@ -12,7 +12,7 @@ from . import _arrays
 
 
 class Iteration(NamedTuple):
-    """What a callback gets after each step.
+    """What a callback gets after each step, or with `report_every` at each report.
 
     Attributes
     ----------

@@ -34,8 +34,9 @@ from .objective import Objective, check_callable, check_params
 from .optimizer import Optimizer
 from .point import Point
 from .result import Iteration, Result
-from .run import Rules, Run, seed_of_keys
+from .run import Run, seed_of_keys
 from .sampling import Sampler
+from .stopping import Rules
 from .workers import check_workers
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from array import array
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from . import _arrays, errors
 from ._checks import check_count
@@ -19,44 +16,19 @@ from .draws import step_key
 from .evaluation import Evaluator
 from .failures import Failures
 from .guard import Guard, back_at
+from .history import History
 from .journal import Recorder
 from .method import leaves_of, like_params
 from .objective import Objective, check_gradient, takes_key
 from .optimizer import Optimizer
 from .ownership import Ownership
 from .queries import Queries, Single
-from .result import Iteration, Result
+from .result import Iteration
+from .stopping import MESSAGES, Rules
 from .workers import parallel_of
 
-# Noise levels within which two losses, of one evaluation each, are as good as equal.
-_EQUAL = 3.0
-# Those by which two of them differ for a reason.
-_CHANCE = 6.0
 # A budget of this many steps pays for measuring the noise of the function.
 _NOISE_WORTH = 20
-
-_UNSUCCESSFUL = ("interrupted", "failed", "failures")
-
-_MESSAGES = {
-    "max_queries": "The budget of evaluations is spent.",
-    "max_steps": "The number of steps is reached.",
-    "max_time": "The time is up.",
-    "target": "The target is reached.",
-    "failures": "Too many evaluations failed in a row.",
-    "stagnation": "The best loss has not improved for the number of steps given as stagnation.",
-    "callback": "The callback asked to stop.",
-    "interrupted": "Interrupted from the keyboard; this is what was reached.",
-}
-
-
-class Rules(NamedTuple):
-    """What ends a run; None where there is no such rule. See `minimize`."""
-
-    max_queries: int | None = None
-    max_steps: int | None = None
-    max_time: float | None = None
-    target: float | None = None
-    stagnation: int | None = None
 
 
 class Run:
@@ -73,6 +45,7 @@ class Run:
         constrained: bool,
         rules: Rules,
         guarded: bool,
+        report_every: int = 1,
         timeout: float | None = None,
         workers: Any = None,
         recorder: Recorder | None = None,
@@ -96,7 +69,10 @@ class Run:
         self.best = Best(optimizer.x)
         self._may_average = optimizer.tunes_rate
         optimizer._use_best_seen(self.best)
-        self._history = array("d")  # five numbers a step; a long run keeps nothing else
+        self.history = History()
+        self.report_every = report_every
+        #: whether all that there is to know of the last step is known
+        self.reported = True
         evaluate = Evaluator(objective, failures, timeout=timeout, parallel=self.parallel)
         most = rules.max_queries
         # What is kept for checking the result is not spent on what failed.
@@ -126,18 +102,19 @@ class Run:
         full_batch: bool = False,
         probes: int | None = None,
         due: int = 0,
-    ) -> tuple[Any, list[float]]:
+        wait: bool = True,
+    ) -> tuple[Any, list[float] | None]:
         """Return the losses of `points`, where they were computed and as numbers.
 
         Of these the first `probes`, by default all, make the estimate. The budget must pay for the
-        evaluations that are `due` after them.
+        evaluations that are `due` after them. Without `wait` there may be no numbers yet.
         """
         optimizer, recorder, key = self.optimizer, self.recorder, None
         step = optimizer.nit
         if not full_batch:
             key = step_key(self.seed, step) if self.objective.takes_key else 0
         rate = math.nan if kind or recorder is None else optimizer.learning_rate
-        return self.queries(kind, step, points, key, recorder, probes, rate, due)
+        return self.queries(kind, step, points, key, recorder, probes, rate, due, wait)
 
     def evaluate_at(
         self, kind: str, point: Any, full_batch: bool | None = None, due: int = 0
@@ -157,7 +134,9 @@ class Run:
     ) -> float:
         if full_batch is None:
             full_batch = self.optimizer.method.takes_full_batches
-        return self.evaluate(kind, Single(make), full_batch, due=due)[1][0]
+        losses = self.evaluate(kind, Single(make), full_batch, due=due)[1]
+        assert losses is not None  # they were waited for
+        return losses[0]
 
     def begin(self) -> None:
         """Evaluate x0 where no step will and the budget pays for it."""
@@ -168,14 +147,24 @@ class Run:
     def step(self) -> None:
         """Take a step from the losses of its probes."""
         optimizer = self.optimizer
-        rate, evaluates_iterate = optimizer.learning_rate, self.evaluates_iterate
+        rate = optimizer.learning_rate
+        evaluates_iterate = self.constrained and self.evaluates_iterate
         count = None if self._same_queries is not None else optimizer.probe_queries
         candidates = optimizer.ask()
         full_batch = candidates.full_batch
         if evaluates_iterate:
             loss = self.evaluate_at("iterate", optimizer.x, full_batch, len(candidates))
             self.best.offer(loss, optimizer.nit, optimizer.x)
-        losses, host = self.evaluate("", candidates, full_batch, count)
+        diverged, later = False, self.report_every > 1
+        wait = not later or optimizer.attends
+        losses, host = self.evaluate("", candidates, full_batch, count, 0, wait)
+        if later:
+            self.reported = host is not None or self._report_is_due()
+            if not self.reported:
+                self._go_on(losses, count, rate)
+                return
+            host, diverged = self._fetched(losses, host)
+        assert host is not None
         told = host if count is None else host[:count]
         loss, best = mean_of_finite(told), self.best
         if not self.constrained:
@@ -195,8 +184,44 @@ class Run:
                 self.parallel.advance(losses)
         self.record(loss, rate)
         guard = self.guard
-        if guard is not None and guard.diverged(told, loss, best.loss):
+        if guard is not None and (guard.diverged(told, loss, best.loss) or diverged):
             self._go_back(guard)
+
+    def _report_is_due(self) -> bool:
+        """Tell whether the step whose points were just evaluated ends with a report."""
+        steps, rules = self.optimizer.nit + 1, self.rules
+        if steps % self.report_every == 0 or steps == rules.max_steps:
+            return True
+        return rules.max_queries is not None and self._left() < self.next_queries
+
+    def _go_on(self, losses: Any, probes: int | None, rate: float) -> None:
+        """Take a step from losses that are looked at later."""
+        self.optimizer._take_step(losses)
+        calls, elapsed = self.objective.calls, self.queries.told_at
+        self.history.add_waiting(losses, probes, (calls, self.best.loss, rate, elapsed))
+
+    def _fetched(self, losses: Any, host: list[float] | None) -> tuple[list[float], bool]:
+        """Return the losses of a step as numbers, after those of the steps before it.
+
+        And whether those have diverged.
+        """
+        late, own = self.history.fetch(*([losses] if host is None else []))
+        diverged = False
+        for step in late:
+            self.queries.take(step.losses)
+            if self.guard is not None:
+                loss = mean_of_finite(step.told)
+                diverged |= self.guard.diverged(step.told, loss, self.best.loss)
+        if host is None:
+            (host,) = own
+            self.queries.take(host)
+        return host, diverged
+
+    def report(self) -> None:
+        """Fetch the losses of the last steps, if they are still where they were computed."""
+        if self.history.waits:
+            self._fetched(None, [])
+            self.reported = True
 
     def _go_back(self, guard: Guard) -> None:
         """Return to the best point after a divergence, and record that."""
@@ -238,11 +263,11 @@ class Run:
     def record(self, loss: float, rate: float) -> None:
         """Add a step to the history."""
         calls, elapsed = self.objective.calls, self.queries.told_at
-        self._history.extend((calls, loss, self.best.loss, rate, elapsed))
+        self.history.add(calls, loss, self.best.loss, rate, elapsed)
 
     def iteration(self) -> Iteration:
         """Return what there is to tell of the last step."""
-        queries, loss, best, rate, elapsed = self._history[-5:]
+        queries, loss, best, rate, elapsed = self.history.last
         optimizer = self.optimizer
         return Iteration(optimizer.nit, int(queries), optimizer.x, loss, best, rate, elapsed)
 
@@ -257,7 +282,7 @@ class Run:
             if row is None or row.kind != "stop":
                 return None
             status = str(read_note(row).get("status"))
-            if status not in _MESSAGES:
+            if status not in MESSAGES:
                 raise errors.other_run(f"it ended for the unknown reason {status!r:.40}")
         elif status is None and self._late():
             status = "max_time"
@@ -279,20 +304,24 @@ class Run:
         nit, rules = self.optimizer.nit, self.rules
         if rules.target is not None and self.reached(rules.target):
             return "target"
-        if rules.max_queries is not None:
-            left = rules.max_queries - self.objective.calls - min(self.spare, 2)
-            if left < self.next_queries:
-                # The last steps go without the points that would tune the steps after them.
-                self.optimizer.skip_search()
-                if left < self.next_queries:
-                    return "max_queries"
+        if rules.max_queries is not None and self._left() < self.next_queries:
+            # The last steps go without the points that would tune the steps after them.
+            self.optimizer.skip_search()
+            if self._left() < self.next_queries:
+                return "max_queries"
         if self.failures.too_many:
             return "failures"
         if rules.max_steps is not None and nit >= rules.max_steps:
             return "max_steps"
-        if rules.stagnation is not None and nit - self.best.steps >= rules.stagnation:
+        most = rules.stagnation
+        if most is not None and self.reported and nit - self.best.steps >= most:
             return "stagnation"
         return None
+
+    def _left(self) -> int:
+        """Return the queries that are left for steps."""
+        most = self.rules.max_queries
+        return 2**62 if most is None else most - self.objective.calls - min(self.spare, 2)
 
     def reached(self, target: float) -> bool:
         """Tell whether the best point's loss is within the target when evaluated once more.
@@ -322,40 +351,13 @@ class Run:
         most = self.rules.max_queries
         return most is None or self.objective.calls + queries <= most
 
-    def settle(self, status: str) -> None:
-        """Choose between the best point seen and the last iterates by fresh evaluations."""
-        if not self.spare or status == "target":
-            return
-        best, optimizer = self.best, self.optimizer
-        self._complete()
-        if self.affords(1) and math.isfinite(best.loss):
-            again = self.evaluate_best("best")
-            if math.isfinite(again):  # a failure is no loss
-                best.correct(again)
-        if self.affords(1) and optimizer.nit:
-            last = optimizer.x
-            # Between equals the outcome of more evaluations: the last iterate before the best of
-            # single points, but an average of iterates before the last one.
-            averages = optimizer.estimate is not last
-            margin = (-_CHANCE if averages else _EQUAL) * optimizer.noise
-            best.offer(self.evaluate_at("last", last), optimizer.nit, last, margin)
-
-    def _complete(self) -> None:
-        """Let what the optimizer remembers be the best point, where that gave way to it.
-
-        The lowest loss was luck, so that what line searches have measured takes its place.
-        """
-        best, point = self.best, self.optimizer._point
-        if best.gave_way and point.tuning is not None:
-            best.take(point.tuning.descent.lowest, point.best)
-
     def state(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on."""
         failures = self.failures
         return {
             "point": self.optimizer._point,
             "best": self.best.state(),
-            "history": np.array(self._history).reshape(-1, 5),
+            "history": self.history.table(),
             "calls": self.objective.calls,
             "elapsed": self.queries.elapsed,
             "failures": failures.state(),
@@ -370,48 +372,12 @@ class Run:
         self.best.restore(state["best"])
         if self.best.gave_way and self.optimizer._point.best is None:
             raise ValueError("it holds no best point")
-        self._history = array("d", state["history"].reshape(-1).tolist())
+        self.history.restore(state["history"])
         self.objective.calls = state["calls"]
         self.queries.go_on_from(state["elapsed"])
         self.failures.restore(state["failures"])
         if self.guard is not None:
             self.guard.restore(state["guard"])
-
-    def _remarks(self) -> str:
-        """Return sentences on failures and divergences, empty if there were none."""
-        remarks = self.failures.describe(self.objective.calls)
-        if self.guard is not None and self.guard.returns:
-            times = len(self.guard.returns)
-            remarks += (
-                f" {times} times the loss stayed far above the best, and the run went back to the "
-                "best point and on with a shorter step."
-            )
-        return remarks
-
-    def result(self, status: str, message: str | None = None) -> Result:
-        """Return what was reached."""
-        columns = np.array(self._history).reshape(-1, 5).T
-        names = ("queries", "loss", "best", "learning_rate", "elapsed")
-        history = dict(zip(names, columns, strict=True))
-        history["queries"] = history["queries"].astype(np.int64)
-        self._complete()
-        best, optimizer = self.best, self.optimizer
-        success = status not in _UNSUCCESSFUL and math.isfinite(best.loss)
-        if self.rules.target is not None:
-            success = success and best.loss <= self.rules.target
-        x, last = self.ownership.given(best, optimizer.x)
-        return Result(
-            x,
-            best.loss,
-            last,
-            self.objective.calls,
-            optimizer.nit,
-            success,
-            status,
-            (message or _MESSAGES[status]) + self._remarks(),
-            history,
-            () if self.guard is None else tuple(self.guard.returns),
-        )
 
 
 def seed_of_keys(seed: Any) -> int:

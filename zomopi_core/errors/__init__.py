@@ -9,6 +9,7 @@ from __future__ import annotations
 from .arguments import (
     bad_rate,
     budget_below_step,
+    cannot_report_later,
     device_not_found,
     missing_extra,
     needs_gradient,
@@ -124,6 +125,7 @@ __all__ = [
     "bad_rate",
     "budget_below_step",
     "cannot_race",
+    "cannot_report_later",
     "cannot_send",
     "complex_parameters",
     "damaged_journal",

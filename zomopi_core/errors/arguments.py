@@ -149,3 +149,11 @@ def two_conventions() -> ValueError:
         "vectorized and structured cannot both be True: a stack of candidates has no structure; "
         "choose one"
     )
+
+
+def cannot_report_later(name: str, report_every: int) -> ValueError:
+    """Explain that something needs the losses of each step at once."""
+    return ValueError(
+        f"{name} needs the losses of each step at once, and report_every={report_every} fetches "
+        "those of several together; leave out one of the two"
+    )
