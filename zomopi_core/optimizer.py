@@ -251,12 +251,6 @@ class Optimizer:
         return tuning is not None and tuning.search.tuned
 
     @property
-    def attends(self) -> bool:
-        """Whether the next step looks at its losses, and waits for a device that has them."""
-        tuning = self._point.tuning
-        return tuning is not None and tuning.attentive
-
-    @property
     def queries(self) -> int:
         """Number of points that the next `ask` returns, or that a pending one has returned."""
         return self.probe_queries + len(self._plan().scales)

@@ -30,6 +30,11 @@ class Point(NamedTuple):
     rate_factor: float = 1.0  # below 1 after a divergence
 
     @property
+    def attends(self) -> bool:
+        """Whether the next step looks at its losses, and waits for a device that has them."""
+        return self.tuning is not None and self.tuning.attentive
+
+    @property
     def averages(self) -> bool:
         """Whether `best` is an average, of one iterate at first."""
         return self.best is not None and self.tuning is not None and self.tuning.averages

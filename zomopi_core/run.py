@@ -156,7 +156,7 @@ class Run:
             loss = self.evaluate_at("iterate", optimizer.x, full_batch, len(candidates))
             self.best.offer(loss, optimizer.nit, optimizer.x)
         diverged, later = False, self.report_every > 1
-        wait = not later or optimizer.attends
+        wait = not later or optimizer._point.attends
         losses, host = self.evaluate("", candidates, full_batch, count, 0, wait)
         if later:
             self.reported = host is not None or self._report_is_due()
