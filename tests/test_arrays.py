@@ -280,6 +280,25 @@ class TestDecisions:
         found = _arrays.select(condition, x, 5.0 * x)
         assert backend.numpy(found).tolist() == ([1.0, 2.0] if value else [5.0, 10.0])
 
+    @pytest.mark.parametrize("values", [[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+    def test_select_for_each_matrix_of_a_stack(self, backend, values):
+        x = backend.array(np.arange(1.0, 13.0).reshape(2, 2, 3))
+        condition = backend.array(np.reshape(values, (2, 1, 1))) > 0.5
+        found = backend.numpy(_arrays.select(condition, x, 5.0 * x))
+        factors = np.where(np.reshape(values, (2, 1, 1)) > 0.5, 1.0, 5.0)
+        np.testing.assert_array_equal(found, factors * backend.numpy(x))
+
+    @pytest.mark.parametrize("weight", [0.0, 0.1, 0.9, 1.0])
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_between(self, backend, weight, dtype):
+        start, end = (backend.array([v, 3.0], dtype) for v in (-2.0, 1e-3))
+        found = _arrays.between(start, end, _arrays.number(weight, start))
+        assert found.dtype == start.dtype
+        # a rounding or two of numbers up to 3, none where nothing is added
+        tolerance = 4 * float(np.finfo(dtype).eps) if weight else 0.0
+        expected = [-2.0 + weight * 2.001, 3.0]
+        np.testing.assert_allclose(backend.numpy(found), expected, rtol=0, atol=tolerance)
+
     @pytest.mark.parametrize(
         ("values", "all_do"), [([1.0], True), ([2.0, 1.0], True), ([1.0, 0.0, 1.0], False)]
     )

@@ -55,6 +55,16 @@ class TestBars:
         # measured 1.08 in float64, 1.09 in float32, of a step that takes 30 % less than it did
         assert load("common").median_ratio(seconds) <= 1.10
 
+    def test_steps_of_torch_are_not_nothing(self, load):
+        """Losses that are all equal would make steps of zero, whose parts take other ways."""
+        pytest.importorskip("torch")
+        suite = load("torch_step")
+        (weight,) = suite.weights([(80, 70)])
+        before = weight.detach().clone()
+        suite.ours([weight])()
+        moved = (weight.detach() - before).norm()
+        assert 0.9e-3 * 32**0.5 < moved < 1.1e-3 * 32**0.5  # the rate, times the root of k
+
     @pytest.mark.parametrize("backend", ["numpy", "torch:cpu"])
     def test_draw_over_the_librarys_own_generator(self, load, backend):
         pytest.importorskip(backend.split(":")[0])

@@ -104,10 +104,11 @@ class ExponentialAverage(Momentum):
             xp = _arrays.namespace(gradient)
             kept = kept * (1.0 - alive * (1.0 - self.beta))
             weights = xp.where(kept < 1, 1.0 - kept, 1.0)
-            momentum = momentum + (alive * (1.0 - self.beta) / weights) * (gradient - momentum)
+            weight = alive * (1.0 - self.beta) / weights
+            momentum = _arrays.between(momentum, gradient, weight)
             return momentum, kept, momentum
         beta = self.beta if self.from_zero else self.beta * started
-        momentum = momentum + (alive * (1.0 - beta)) * (gradient - momentum)
+        momentum = _arrays.between(momentum, gradient, alive * (1.0 - beta))
         return momentum, None, momentum
 
 

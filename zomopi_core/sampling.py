@@ -249,10 +249,10 @@ class Randomness:
         dtype = _arrays.working_dtype(like)
         values = self.sampler.normal(draw, shape, dtype=dtype, device=_arrays.device(like))
         if (
-            isinstance(like, np.ndarray)
-            and isinstance(values, np.ndarray)
+            type(values) is type(like)
             and values.dtype == dtype
             and values.shape == shape
+            and _arrays.device(values) == _arrays.device(like)
         ):
             return values
         if not _arrays.is_array(values) or not _arrays.is_real_floating(values):

@@ -191,6 +191,30 @@ def wrong_model(value: object) -> TypeError:
     return TypeError(f"model must be a torch.nn.Module, got {type(value).__name__}")
 
 
+def rate_of_group(number: int, value: object) -> ValueError:
+    """Explain that a group has got a learning rate with which no step can be taken."""
+    return ValueError(
+        f"param_groups[{number}]['lr'] must be a finite number from 0 on, got {value!r:.60}; look "
+        "at the scheduler, or at who sets it"
+    )
+
+
+def within_a_step(what: str) -> RuntimeError:
+    """Explain that a closure only computes a loss."""
+    return RuntimeError(
+        f"{what} was called by the closure of a step, while the weights stand at a probe; a "
+        "closure computes the loss and nothing else: call it after the step"
+    )
+
+
+def group_beside_journal() -> ValueError:
+    """Explain that a journal is that of a fixed set of parameters."""
+    return ValueError(
+        "a group cannot be added while the run is recorded, since its journal begins with all "
+        "parameters; add it before, or close() the journal first"
+    )
+
+
 def wrong_rate(name: str, value: object) -> ValueError:
     """Explain that a learning rate is neither a number nor "auto"."""
     return ValueError(f"{name} must be a positive number or 'auto', got {value!r:.60}")

@@ -322,3 +322,14 @@ def default_groups(model: nn.Module) -> list[dict[str, Any]]:
         if group["name"] == "stacks":
             group["stacked"] = True
     return result
+
+
+def check_rates(groups: list[dict[str, Any]]) -> None:
+    """Raise where a scheduler has left a learning rate with which no step can be taken."""
+    for number, group in enumerate(groups):
+        try:
+            rate = float(group["lr"])
+        except (TypeError, ValueError):
+            rate = math.nan
+        if not 0 <= rate < math.inf:
+            raise errors.rate_of_group(number, group["lr"])

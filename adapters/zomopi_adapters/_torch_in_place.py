@@ -69,8 +69,7 @@ class InPlace(Leaf):
         if probe is None:
             if self.probe is not None:
                 self._add(self._current(source), -self.scale)
-            self.probe, self.scale, self._held = None, 0.0, None
-            self._version = self.param._version
+            self._stand()
             return
         if probe == self.probe:
             if scale != self.scale:
@@ -97,7 +96,14 @@ class InPlace(Leaf):
 
     def accept(self, source: Source, change: Change) -> None:
         """Add the step and the way back from the last probe in one."""
-        total = self.varying_of(change) * change.scale
+        step = self.varying_of(change)
+        if self.probe is not None and change.decay is None and not self.remembers:
+            # One pass over thin arrays: the step in units of the way back.
+            back = self._current(source).view(step.shape)
+            self._add(torch.addcmul(back, step, change.scale, value=-1 / self.scale), -self.scale)
+            self._stand()
+            return
+        total = step * change.scale
         beta = 1.0
         if self.remembers:
             self._follow_step(total, change.decay)
@@ -112,6 +118,10 @@ class InPlace(Leaf):
         elif self.probe is not None:
             total.sub_(self._current(source).view(total.shape), alpha=self.scale)
         self._add(total, beta=beta)
+        self._stand()
+
+    def _stand(self) -> None:
+        """Take note of standing at X."""
         self.probe, self.scale, self._held = None, 0.0, None
         self._version = self.param._version
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from zomopi_core.errors import missing_extra
@@ -185,6 +186,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         self._random: Randomness | None = None
         self._step, self._refreshed_at, self._warned = 0, 0, False
         self._compared = False
+        self._busy = False
         self._stores: set[Any] = set()
         self._taken: set[str] = set()
         defaults = {"lr": _factor(lr), "frozen": False}
@@ -209,10 +211,17 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         param_group : dict
             "params" and the group's options; its parameters may have names. They are numbered
             after those that are there.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an option cannot be used, or the run has a journal, which begins with all of them.
         """
         if not self._leaves:  # of the constructor, which makes the leaves of all groups at once
             self._take_group(param_group)
             return
+        if self._journal is not None:
+            raise errors.group_beside_journal()
         count, stores = len(self.param_groups), set(self._stores)
         try:
             self._take_group(param_group)
@@ -280,7 +289,6 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
 
     # A step
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Closure | Sequence[Closure] | None = None) -> Any:
         """Take a step.
 
@@ -308,6 +316,24 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         closures: list[Any] = list(closure) if isinstance(closure, Sequence) else [closure]
         if not closures or not all(callable(c) for c in closures):
             raise errors.no_closure()
+        # What is made in inference mode could not be changed outside of it.
+        with self._between_steps("step"), torch.inference_mode(False), torch.no_grad():
+            return self._take(closures)
+
+    @contextlib.contextmanager
+    def _between_steps(self, what: str) -> Iterator[None]:
+        """Surround what a closure must not do: the weights stand at a probe meanwhile."""
+        if self._busy:
+            raise errors.within_a_step(what)
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    def _take(self, closures: list[Any]) -> Any:
+        """Take a step."""
+        groups_.check_rates(self.param_groups)
         tuner = self._tuner
         assert tuner is not None
         assert self._random is not None
@@ -511,9 +537,10 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         changes but for 16 bits, whose float32 coordinates are rounded away.
         """
         assert self._random is not None
-        if self._journal is not None:
-            self._journal.mark_merge(self)
-        self._parameters.merge(Source(self._random, self._step))
+        with self._between_steps("merge"):
+            if self._journal is not None:
+                self._journal.mark_merge(self)
+            self._parameters.merge(Source(self._random, self._step))
 
     def adapter(self) -> dict[str, dict[str, Tensor]]:
         """Return what was learned beside the weights, as low-rank factors.
@@ -556,8 +583,9 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         ValueError
             If the names or shapes of the parameters, or the methods, are others.
         """
-        state_.unpack(self, state_dict)
-        self._parameters.expect_weights(True)
+        with self._between_steps("load_state_dict"):
+            state_.unpack(self, state_dict)
+            self._parameters.expect_weights(True)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()}\n{self.describe()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any, ClassVar
 
 import numpy as np
@@ -82,10 +83,12 @@ def ours(params: list[Any], **options: Any) -> Any:
 
     settings = {"lr": 1e-3, "rank": RANK, "probes": PROBES, "refresh_every": 10_000, **options}
     optimizer = ZOMOPI(params, **settings)
-    losses = np.random.default_rng(0).standard_normal(1000).tolist()
+    # Not drawn in the closure: generators are put back for each evaluation, and losses that are
+    # all equal would make a step of zero.
+    losses = itertools.cycle(np.random.default_rng(0).standard_normal(1009).tolist())
 
     def run() -> None:
-        optimizer.step(lambda: losses[optimizer._step % 1000] + np.random.random())  # noqa: NPY002
+        optimizer.step(lambda: next(losses))
 
     return run
 

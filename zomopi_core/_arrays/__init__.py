@@ -54,6 +54,7 @@ from .namespaces import (
     working_dtype,
 )
 from .products import (
+    between,
     blocks_of,
     low_rank_stack,
     low_rank_update,
@@ -70,6 +71,7 @@ __all__ = [
     "axis_order",
     "backend",
     "backend_of",
+    "between",
     "blocks_of",
     "can_branch",
     "changes",

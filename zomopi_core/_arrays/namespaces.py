@@ -45,7 +45,10 @@ def library(xp: Namespace) -> str:
 
 def device(x: Array) -> Any:
     """Return the device of `x`; None where it is unknown, as under tracing."""
-    return "cpu" if isinstance(x, np.ndarray) else compat.device(x)
+    if isinstance(x, np.ndarray):
+        return "cpu"
+    # What the compatibility layer returns, without its walk over the libraries.
+    return x.device if compat.is_torch_array(x) else compat.device(x)
 
 
 def current_device(x: Array) -> Any:

@@ -37,13 +37,20 @@ def blocks_of(x: Array) -> Iterator[Array]:
             yield x[rows, ...]
 
 
+def between(start: Array, end: Array, weight: Any) -> Array:
+    """Return ``start + weight * (end - start)`` for a single weight, in one pass if possible."""
+    if library(namespace(start)) == "torch":
+        return sys.modules["torch"].lerp(start, end, weight)
+    return start + weight * (end - start)
+
+
 def weighted_mean(x: Array, y: Array, weight: float, out: Array | None = None) -> Array:
     """Return ``x + weight (y - x)``, where arrays can be written to without a temporary array.
 
     The result is `out` where that is given, contiguous memory of the shape and dtype of `x`.
     """
     if library(namespace(x)) not in WRITABLE:
-        return x + weight * (y - x)
+        return between(x, y, weight)
     out = memory_like(x) if out is None else out
     for a, b, mean in zip(blocks_of(x), blocks_of(y), blocks_of(out), strict=True):
         mean[...] = a + weight * (b - a)
