@@ -6,21 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from .namespaces import Array, can_branch, device, is_array, namespace
+from .namespaces import Array, device, namespace
 
 
 def select(condition: Array, value: Array, other: Any) -> Any:
     """Return `value` if a single condition holds, else `other`: ``where`` for a 0-d condition.
 
-    On a host, where the condition is known at once, one of the two is returned as it is. The
-    condition may also have one entry for each matrix of a stack.
+    NumPy, whose comparisons of numbers are known at once, returns one of the two as it is.
     """
     if isinstance(condition, np.generic):
         return value if condition else other
-    xp = namespace(condition)
-    if is_array(other) and can_branch(condition) and bool(xp.all(condition)):
-        return value
-    return xp.where(condition, value, other)
+    return namespace(condition).where(condition, value, other)
 
 
 def all_hold(conditions: Array) -> bool:
