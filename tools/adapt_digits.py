@@ -31,7 +31,7 @@ SETTINGS = {
     "zo-sgd, activation": (ACTIVATION | {"method": "zo-sgd"}, (2e-3, 4e-3, 8e-3)),
     "zo-sgd, random": (LEAVE_ONE_OUT | {"method": "zo-sgd"}, (4e-3, 8e-3, 16e-3)),
     "mezo": ({"method": "mezo"}, (2e-4, 4e-4, 8e-4)),
-    "zo-muon": ({"method": "zo-muon", "rank": 16, "probes": 4}, (0.03, 0.1, 0.2)),
+    "zo-muon": ({"method": "zo-muon", "rank": 16, "probes": 4}, (0.01, 0.03, 0.1)),
 }
 
 
