@@ -28,6 +28,8 @@ def lines(share, fun, count, alpha=0.5, noise=QUIET):
 
 
 class TestShare:
+    STEPS = (0.0, 0.5, 1.0, 2.0)
+
     @pytest.mark.parametrize("ratio", [1e-3, 0.05, 0.9, 3.0, 20.0])
     def test_is_the_minimiser_over_that_of_all(self, ratio):
         alpha, curvature = 0.5, 7.0
@@ -62,6 +64,27 @@ class TestShare:
         for i in range(16):
             share = lines(share, quadratic(2.0 * (-1) ** i, 4.0), 1)
         assert share.value < 0.35
+
+    def test_of_samples_changes_no_more_than_lines_agree_on(self):
+        """Slopes of 1 and noise of 4: their mean over four lines is known to 2."""
+        generator = np.random.default_rng(1)
+
+        def changes(sampled):
+            share, values = Share(1.0, 2.0, 1.0, 1.0, 1, True), []
+            for slope in 1.0 + 4.0 * generator.standard_normal(400):
+                losses = [quadratic(slope, 2.0)(s * share.value) for s in self.STEPS]
+                share = share.told(self.STEPS, losses, 0.5, QUIET, sampled=sampled)
+                values.append(share.value)
+            return np.std(np.diff(np.log(values)))
+
+        assert changes(sampled=True) < 0.7 * changes(sampled=False)
+
+    def test_of_samples_that_agree(self):
+        share = Share(1.0, 2.0, 1.0, 1.0, 1, True)
+        for _ in range(40):
+            losses = [quadratic(0.1, 2.0)(s * share.value) for s in self.STEPS]
+            share = share.told(self.STEPS, losses, 0.5, QUIET, sampled=True)
+        assert share.value == pytest.approx(0.1, rel=0.02)
 
     def test_of_what_the_function_does_not_depend_on(self):
         share = lines(Share(), lambda s: 3.0, 10)

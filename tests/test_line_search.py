@@ -241,30 +241,70 @@ class TestLineModel:
 
 
 class TestMeanParabola:
-    def test_of_one_line_is_its_minimiser(self):
-        assert MeanParabola().add(2.0, 5.0).minimum == pytest.approx(0.4)
-
-    def test_slopes_that_disagree_cancel(self):
+    @staticmethod
+    def lines(slopes, curvature=4.0, weight=1.0):
         fit = MeanParabola()
-        for slope in (3.0, -1.0, 2.0, 0.0):
-            fit = fit.add(slope, 4.0)
-        assert fit.minimum == pytest.approx(0.25)
+        for slope in slopes:
+            fit = fit.add(slope, curvature, weight)
+        return fit
 
-    @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
-    def test_never_less_than_a_sixteenth_of_one_sample(self, scale):
-        fit = MeanParabola()
-        for slope in (-3.0, 1.0, -2.0):
-            fit = fit.add(slope / scale, 4.0 / scale**2)
-        assert fit.minimum == pytest.approx(scale * math.sqrt(14 / 3) / 4 / 16)
+    def test_means_weigh_the_way_between_lines(self):
+        """Rates 1 and 3: the mean slope is what F fell by over the length of the path."""
+        fit = MeanParabola().add(2.0, 5.0, 1.0).add(-2.0, 9.0, 3.0)
+        assert fit[:4] == pytest.approx((4.0, 16 / 10, -1.0, 8.0))
+        assert (fit.last, fit.noise) == (-2.0, pytest.approx(math.sqrt(0.25 * 4 + 0.75 * 8)))
 
-    def test_recent_lines_count_most(self):
-        fit = MeanParabola()
-        for _ in range(50):
-            fit = fit.add(1.0, 1.0)
-        for _ in range(50):
-            fit = fit.add(0.1, 1.0)
-        assert fit.minimum == pytest.approx(0.1, rel=0.05)
+    @pytest.mark.parametrize("n", [1, 2, 5, 40])
+    def test_lines_of_equal_weight_are_counted(self, n):
+        assert self.lines([1.0] * n, weight=0.3).lines == pytest.approx(n)
+
+    @pytest.mark.parametrize("sign", [-1.0, 1.0])
+    def test_one_line_asks_for_a_part_of_its_minimum(self, sign):
+        """Its slope is all noise: 1/2 of it, with an error of sqrt(3) / 2."""
+        fit = self.lines([sign * 2.0], 5.0)
+        assert fit.minimum == pytest.approx(0.5 * math.sqrt(0.5 * 1.5) * 0.4)
+
+    def test_many_that_agree_ask_for_all_of_it(self):
+        assert self.lines([2.0] * 1000).minimum == pytest.approx(0.5, rel=0.05)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_slopes_that_disagree_end_no_motion(self, seed):
+        """Half of the standard error of noise of 1, or less than it."""
+        slopes = np.random.default_rng(seed).standard_normal(400)
+        assert 0.4 / 20 / 4 < self.lines(slopes).minimum < 2.0 / 20 / 4
+
+    def test_a_trend_is_no_noise(self):
+        slopes = np.geomspace(10.0, 1.0, 100)
+        assert self.lines(slopes).minimum > 0.9 * np.mean(slopes) / 4
+        shuffled = np.random.default_rng(0).permutation(slopes)
+        assert self.lines(shuffled).noise > 2 * self.lines(slopes).noise
+
+    def test_falls_with_the_root_of_the_steps_where_nothing_is_left(self):
+        """F falls by 1 in all; steps that follow the minimiser, so that their sum is the path."""
+        path, falls, steps = 1.0, [], 0.0
+        fit = MeanParabola().add(1.0, 1.0, 1.0)
+        for _ in range(20_000):
+            rate = fit.slope / fit.curvature
+            fit, path, steps = fit.add(0.0, 1.0, rate), path + rate, steps + 1
+            falls.append(rate * math.sqrt(2.0 * steps + 1.0))
+        assert falls[-1] == pytest.approx(1.0, rel=0.01)
+
+    @pytest.mark.parametrize("scale", [1e-150, 1e-12, 1.0, 1e12, 1e150])
+    def test_scales(self, scale):
+        slopes = (-3.0, 1.0, -2.0, 6.0)
+        plain, fit = self.lines(slopes), self.lines([s * scale for s in slopes], 4.0 * scale)
+        assert fit.minimum == pytest.approx(plain.minimum)
+        assert self.lines(slopes, weight=scale).minimum == pytest.approx(plain.minimum)
 
     def test_without_curvature(self):
-        assert MeanParabola().add(1.0, -1.0).minimum == math.inf
-        assert MeanParabola().add(-1.0, 0.0).minimum == 0.0
+        assert self.lines([1.0], -1.0).minimum == math.inf
+        assert self.lines([-1.0], 0.0).minimum == 0.0
+
+    def test_nothing_at_all(self):
+        assert MeanParabola().minimum == 0.0
+        assert self.lines([0.0, 0.0]).minimum == 0.0
+
+    def test_shortened(self):
+        fit = self.lines((-3.0, 1.0, -2.0, 6.0))
+        assert fit.shortened(0.25).minimum == pytest.approx(fit.minimum / 4)
+        assert fit.shortened(0.25).size == pytest.approx(fit.size / 4)

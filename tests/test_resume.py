@@ -85,11 +85,11 @@ class TestSameBits:
     @pytest.mark.parametrize("snapshots", [True, False])
     @pytest.mark.parametrize("name", ZEROTH)
     def test_every_method(self, tmp_path, name, snapshots):
-        fun, options = loss, {"method": name, "max_queries": 500, "seed": 3}
-        if name == "mezo_svrg":
+        options = {"method": name, "max_queries": 500, "seed": 3}
+        part = 1e-3 if name == "mezo_svrg" else 0.0
 
-            def fun(x, key=None):
-                return loss(x) + (0.0 if key is None else 1e-3 * (key % 7))
+        def fun(x, key=None):
+            return loss(x) + (0.0 if key is None else part * (key % 7))
 
         plain = zo.minimize(fun, X0, **options)
         path = tmp_path / "a.zomopi"
@@ -99,7 +99,7 @@ class TestSameBits:
             calls[0] += 1
             if calls[0] == 317:
                 raise Stopped
-            return fun(x, key=key) if name == "mezo_svrg" else fun(x)
+            return fun(x, key=key)
 
         journal = zo.Journal(path, snapshots=snapshots, snapshot_steps=5)
         with pytest.raises(Stopped):

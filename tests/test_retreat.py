@@ -83,7 +83,7 @@ class TestSamples:
         descent = Descent(last=7.0, usual=3.0, sampled=True)
         for _ in range(5):
             descent = descent.seen(7.0, QUIET, moves=True)
-        assert descent.usual == pytest.approx(3.0 * 0.9**5)
+        assert descent.usual == pytest.approx(3.0 * 0.99**5)
         assert descent.seen(12.0, QUIET, moves=True).usual == 5.0
 
 

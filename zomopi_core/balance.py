@@ -8,7 +8,8 @@ group's steps should be multiplied, its share: for a quadratic F whose Hessian d
 groups, all of them are then as far from their minima as the same number of steps goes.
 
 Slopes are averaged over lines with their signs. A group that is at its minimum jumps around it,
-downhill in one line and uphill in the next, and its share falls.
+downhill in one line and uphill in the next, and its share falls. Where each step sees another
+sample of data all slopes jump, and a share changes no more than its lines agree on.
 """
 
 from __future__ import annotations
@@ -85,7 +86,13 @@ class Share:
         return min(max(1.0, visible / (alpha * self.value)), _FAR)
 
     def told(
-        self, scales: Sequence[float], losses: Sequence[float], alpha: float, noise: Noise
+        self,
+        scales: Sequence[float],
+        losses: Sequence[float],
+        alpha: float,
+        noise: Noise,
+        *,
+        sampled: bool = False,
     ) -> Share:
         """Return the share after a line.
 
@@ -96,6 +103,8 @@ class Share:
         alpha : float
             The minimiser along the whole direction.
         noise : Noise
+        sampled : bool
+            Whether each step sees another sample of data.
         """
         if not self.settled:
             return self._first(scales, losses, alpha, noise)
@@ -113,9 +122,16 @@ class Share:
         minimum = slope / (curvature * alpha)
         mean = self.mean + weight * (minimum - self.mean)
         size = math.hypot(math.sqrt(1.0 - weight) * self.size, math.sqrt(weight) * minimum)
-        change = math.sqrt(max(mean, _LEAST_PART * size) / self.value)
+        wanted = self._within_error(mean, size) if sampled else mean
+        change = math.sqrt(max(wanted, _LEAST_PART * size) / self.value)
         value = self.value * min(max(change, 1.0 / _CHANGE), _CHANGE)
         return replace(new, value=_bounded(value), mean=mean, size=size)
+
+    def _within_error(self, mean: float, size: float) -> float:
+        """Return what is nearest to the value within the standard error of a mean of samples."""
+        spread = max(1.0 - (mean / size) ** 2, 0.0) if size > 0 else 0.0
+        error = size * math.sqrt(spread / min(self.lines, _LINES))
+        return min(max(self.value, mean - error), mean + error)
 
     def _first(
         self, scales: Sequence[float], losses: Sequence[float], alpha: float, noise: Noise
@@ -215,17 +231,23 @@ class Balance:
         return replace(self, next_line=steps)
 
     def told(
-        self, scales: Sequence[float], losses: Sequence[float], alpha: float, noise: Noise
+        self,
+        scales: Sequence[float],
+        losses: Sequence[float],
+        alpha: float,
+        noise: Noise,
+        *,
+        sampled: bool = False,
     ) -> Balance:
         """Return the balance after a line along the part of the group whose turn it is.
 
         Parameters
         ----------
-        scales, losses, alpha, noise
+        scales, losses, alpha, noise, sampled
             As `Share.told` takes them.
         """
         turn = self.turn
-        share = self.shares[turn].told(scales, losses, alpha, noise)
+        share = self.shares[turn].told(scales, losses, alpha, noise, sampled=sampled)
         shares = (*self.shares[:turn], share, *self.shares[turn + 1 :])
         if share.settled:
             turn = (turn + 1) % len(shares)

@@ -12,15 +12,15 @@ import numpy as np
 _CLEAR = 20.0
 # What a fit keeps of the searches before: the slope falls as the run goes on.
 _KEPT = 0.6
-# Searches on samples of data over which slopes are averaged.
-_SAMPLES = 8.0
+# The least mean slope on samples of data, as a part of its standard error: what chance may hide.
+_HIDDEN = 0.5
 # Where F is noisy, it is searched as far out as it takes for the parabola to rise by several noise
 # levels, within a factor.
 _VISIBLE = 8.0
 _FAR = 16.0
 # Range of a search's values over the noise that is more than chance; a slope over its standard
 # error that is, where the curvature is lost in noise; the least minimiser, as a part of the
-# distance searched, or of what one sample asks for: so a few that disagree do not end all motion.
+# distance searched.
 _SEEN = 6.0
 _SURE = 2.0
 _LEAST_PART = 0.0625
@@ -148,39 +148,84 @@ class Parabola(NamedTuple):
 class MeanParabola(NamedTuple):
     """``-s a + h a^2 / 2`` averaged over lines along which each time another sample is seen.
 
+    Weighted by the way that the iterate went since the line before, the mean of s is what F has
+    fallen in the run over the length of its path. For steps of length eta and curvature h, the
+    best constant eta for a run up to here is in proportion to it over h [1]_. It falls with the
+    root of the number of steps. The minimiser of recent lines falls faster where curvatures
+    differ: as soon as F falls no more along the steep directions.
+
     Attributes
     ----------
-    lines : int
-        Lines so far.
+    weight : float
+        Sum of the lines' weights.
+    lines : float
+        Number of lines of equal weight that would be as many.
     slope, curvature : float
-        Means of s and h, over the last lines if there are many.
-    size : float
-        Root mean square of s.
+        Means of s and h.
+    last : float
+        s of the last line.
+    noise : float
+        Standard deviation of s, from the differences of lines that follow one another: that s
+        falls as the run goes on is no noise.
+
+    References
+    ----------
+    .. [1] Ghadimi and Lan 2013, "Stochastic first- and zeroth-order methods for nonconvex
+       stochastic programming", SIAM J. Optim. 23.
     """
 
-    lines: int = 0
+    weight: float = 0.0
+    lines: float = 0.0
     slope: float = 0.0
-    size: float = 0.0
     curvature: float = 0.0
+    last: float = 0.0
+    noise: float = 0.0
 
-    def add(self, slope: float, curvature: float) -> MeanParabola:
-        """Return the averages with another line."""
-        lines = self.lines + 1
-        pace = 1.0 / min(lines, _SAMPLES)
+    def add(self, slope: float, curvature: float, weight: float) -> MeanParabola:
+        """Return the averages with another line, whose weight is positive."""
+        total = self.weight + weight
+        new, old = weight / total, self.weight / total
+        squares = new * new + (old * old / self.lines if self.lines else 0.0)
+        change = (slope - self.last) / math.sqrt(2.0) if self.lines else slope
         return MeanParabola(
-            lines,
-            self.slope + pace * (slope - self.slope),
-            math.hypot(math.sqrt(1.0 - pace) * self.size, math.sqrt(pace) * slope),
-            self.curvature + pace * (curvature - self.curvature),
+            total,
+            1.0 / squares,
+            self.slope + new * (slope - self.slope),
+            self.curvature + new * (curvature - self.curvature),
+            slope,
+            math.hypot(math.sqrt(old) * self.noise, math.sqrt(new) * change),
         )
+
+    def weighing(self, weight: float) -> MeanParabola:
+        """Return the same averages with another weight against the lines to come."""
+        return self._replace(weight=weight)
+
+    def shortened(self, factor: float) -> MeanParabola:
+        """Return the averages that ask for a part of the way."""
+        slope, last, noise = (factor * x for x in (self.slope, self.last, self.noise))
+        return self._replace(slope=slope, last=last, noise=noise)
+
+    @property
+    def size(self) -> float:
+        """What the slope of one sample may be."""
+        return math.hypot(self.slope, self.noise)
 
     @property
     def minimum(self) -> float:
-        """The minimiser, not below a part of what a single sample asks for; may be infinite."""
-        least = _LEAST_PART * self.size
+        """The minimiser that is sure of a descent; may be infinite.
+
+        A line with no slope is added, for what is not known yet. The slope is then the mean less
+        its standard error, or half of that error where this is more: few lines ask for short
+        steps, and many that disagree do not end all motion.
+        """
         if not self.curvature > 0:
             return math.inf if self.slope > 0 else 0.0
-        return max(self.slope, least) / self.curvature
+        if not self.lines:
+            return 0.0
+        known = self.lines / (self.lines + 1.0)
+        spread = math.hypot(self.noise, math.sqrt(1.0 - known) * self.slope)
+        error = math.sqrt(known / self.lines) * spread
+        return max(known * self.slope - error, _HIDDEN * error) / self.curvature
 
 
 class LineModel(NamedTuple):

@@ -261,6 +261,8 @@ def minimize(
         project=project,
         reuse_buffers=reuse_buffers,
     )
+    if objective.takes_key:
+        optimizer.expect_samples()
     recorder = None
     if journal is not None:
         settings = {
@@ -268,6 +270,7 @@ def minimize(
             "vectorized": vectorized,
             "structured": structured,
             "reuse_buffers": reuse_buffers,
+            "samples": objective.takes_key,
             "on_failure": failures.as_json(),
             "timeout": timeout,
             "failure_limit": failure_limit,

@@ -278,6 +278,16 @@ class Optimizer:
         if tuning is not None and self.nit == 0 and self._pending() is None:
             self._point = self._point._replace(tuning=tuning.without_noise())
 
+    def expect_samples(self) -> None:
+        """Tell the tuning, before the first step, that each step sees another sample of data.
+
+        Without it that is noticed from losses at the start, where they differ from step to step.
+        `minimize` does this for a function with a `key`.
+        """
+        tuning = self._point.tuning
+        if tuning is not None and self.nit == 0 and self._pending() is None:
+            self._point = self._point._replace(tuning=tuning.on_samples())
+
     @property
     def smoothing(self) -> float:
         """Smoothing of the next step."""

@@ -10,8 +10,8 @@ Until the first minimum is found, on a grid of powers of four, nothing moves, an
 the start are averaged.
 
 Where each step sees another sample of data, a sample's slope along a line may be anything, also
-upwards, and says little. Slopes and curvatures are then averaged over several searches, which are
-made more often, and the first one is over where the curvature shows.
+upwards, and says little. Slopes and curvatures are then averaged over all searches of the run,
+which are made more often, and the first one is over where the curvature shows.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ _STEPPED = _NOISY[2:]  # such a function has the same value at the same point
 _RECENT = 3.0
 # Fewer points tell nothing of a line.
 _FEWEST = 3
-# Change of alpha at a search.
+# Change of alpha at a search, and what is small beside it.
 _CHANGE = 4.0
+_STEADY = 2.0
 # Line searches on a function with steps find its roughest directions, and the rate that they ask
 # for is too small for the others: twice as much is better on most (docs, tuning).
 _PACE_ON_STEPS = 2.0
@@ -83,6 +84,8 @@ class RateSearch:
         Steps that made an estimate.
     next_search : int
         Number of them before the next search.
+    last_line : int
+        Number of them before the last line on samples.
     """
 
     tuned: bool
@@ -100,6 +103,7 @@ class RateSearch:
     mean: MeanParabola | None = None
     steps: int = 0
     next_search: int = 1
+    last_line: int = 0
 
     @property
     def due(self) -> bool:
@@ -175,7 +179,8 @@ class RateSearch:
 
     def retreated(self) -> RateSearch:
         """Return the search where the iterate goes back: the last steps were too long."""
-        shorter = replace(self, alpha=self.alpha / 4.0, rate=self.rate / 4.0, hidden=0)
+        mean = None if self.mean is None else self.mean.shortened(0.25)
+        shorter = replace(self, alpha=self.alpha / 4.0, rate=self.rate / 4.0, hidden=0, mean=mean)
         return shorter.postponed(2)
 
     def can_tell(self, scales: Sequence[float]) -> bool:
@@ -243,14 +248,22 @@ class RateSearch:
     ) -> RateSearch:
         """Return the search after a grid along which F goes up or down by chance."""
         slope, curvature = Parabola().add([s for s, _ in tried], [x for _, x in tried]).solve()
-        farthest = tried[-1][0]
+        nearest, farthest = tried[1][0], tried[-1][0]
+        mean = mean.add(slope, curvature, 1.0)
         bend = 0.5 * curvature * farthest**2
-        if bend > max(tolerance, 0.5 * abs(slope) * farthest):
-            mean = mean.add(slope, curvature)
-            return replace(self, mean=mean)._at(mean.minimum, noise)
+        # The slope of one sample may vanish by chance, so that the first grid is never the last.
+        if self.rounds and bend > max(tolerance, 0.5 * mean.size * farthest):
+            # Nearer grids show slopes, but no curvature.
+            mean = mean._replace(curvature=curvature)
+            return self._begun_on_samples(mean, mean.minimum or nearest, noise)
         if self.rounds + 1 == _MOST_ROUNDS:
-            return self._at(tried[1][0], noise)
-        return self._farther()
+            return self._begun_on_samples(mean, nearest, noise)
+        return replace(self, mean=mean)._farther()
+
+    def _begun_on_samples(self, mean: MeanParabola, minimum: float, noise: Noise) -> RateSearch:
+        """Return the search with its first minimum; all grids count as one step."""
+        found = self._at(minimum, noise)
+        return replace(found, mean=mean.weighing(found.rate), last_line=self.steps)
 
     def _farther(self) -> RateSearch:
         return self._next_grid(_COARSE[-1])
@@ -271,18 +284,34 @@ class RateSearch:
     def _later_minimum(
         self, scales: Sequence[float], losses: Sequence[float], noise: Noise
     ) -> RateSearch:
-        model, mean = self.model, self.mean
-        if mean is None:
-            model, minimum = model.minimum(scales, losses, self.alpha, noise.level)
-        else:
-            mean = mean.add(*Parabola().add(scales, losses).solve())
-            minimum = mean.minimum
+        if self.mean is not None:
+            return self._later_on_samples(self.mean, scales, losses, noise)
+        model, minimum = self.model.minimum(scales, losses, self.alpha, noise.level)
         # As far down as up: what single searches get wrong has no drift.
         minimum = min(max(minimum, self.alpha / _CHANGE), _CHANGE * self.alpha)
         alpha = math.sqrt(self.alpha * minimum)
         hidden = self.hidden + model.hidden
-        new = replace(self, model=model, hidden=hidden, mean=mean)._with_alpha(alpha, noise)
-        return new.postponed(1 + min(max(1, self.steps), self.interval))
+        new = replace(self, model=model, hidden=hidden)._with_alpha(alpha, noise)
+        return new._paused()
+
+    def _later_on_samples(
+        self, mean: MeanParabola, scales: Sequence[float], losses: Sequence[float], noise: Noise
+    ) -> RateSearch:
+        path = self.rate * max(1, self.steps - self.last_line)
+        mean = mean.add(*Parabola().add(scales, losses).solve(), path)
+        alpha = min(max(mean.minimum, self.alpha / _CHANGE), _CHANGE * self.alpha)
+        new = replace(self, mean=mean, last_line=self.steps)._with_alpha(alpha, noise)
+        return new._paused() if new.steady else new.postponed(2)
+
+    def _paused(self) -> RateSearch:
+        return self.postponed(1 + min(max(1, self.steps), self.interval))
+
+    @property
+    def steady(self) -> bool:
+        """Whether alpha is what the lines ask for, or they ask for nothing in particular."""
+        if self.mean is None or not self.mean.curvature > 0:
+            return True
+        return self.alpha / _STEADY <= self.mean.minimum <= _STEADY * self.alpha
 
     def _with_alpha(self, alpha: float, noise: Noise) -> RateSearch:
         pace = _PACE_ON_STEPS if noise.grain else 1.0

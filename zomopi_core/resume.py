@@ -295,14 +295,17 @@ class _Saved:
     def optimizer(self) -> Optimizer:
         """Return the optimizer as it was at the start."""
         with _own_words():
+            rules = self._header["rules"]
             optimizer = Optimizer(
                 self._start,
                 method=self._method,
                 seed=self._sampler,
                 bounds=self._bounds,
                 project=self._project,
-                reuse_buffers=self._header["rules"].get("reuse_buffers") is True,
+                reuse_buffers=rules.get("reuse_buffers") is True,
             )
+            if rules.get("samples") is True:
+                optimizer.expect_samples()
             point = optimizer._point
             optimizer.ask()  # what a wrong number in the method leads to shows here
             optimizer._restore(point)

@@ -21,7 +21,7 @@ _LOST = 4
 # F differs between steps at one point by so many noise levels, or such a part of it, if each step
 # sees another sample of data; how much of their largest difference is kept from search to search.
 _OTHER_SAMPLE = (20.0, 1e-6)
-_KEPT = 0.9
+_KEPT = 0.99
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,8 @@ class Tuning:
         if scales := search.scales(self.noise):
             return Plan("line", scales)
         # Where F has steps, lines find the roughest directions, also of a group.
-        if search.found and balance.due(search.steps) and not self.noise.grain:
+        ready = search.found and search.steady and not self.noise.grain
+        if ready and balance.due(search.steps):
             distance = balance.distance(search.alpha, self.noise)
             return Plan("line", search.around(distance), balance.turn)
         return NOTHING
@@ -144,6 +145,10 @@ class Tuning:
             noise=replace(self.noise, measured=True),
             smoothing=replace(self.smoothing, settled=True),
         )
+
+    def on_samples(self) -> Tuning:
+        """Return the tuning for a run in which each step sees another sample of data."""
+        return replace(self, descent=replace(self.descent, sampled=True))
 
     def grown(self, sizes: Sequence[Size]) -> Tuning:
         """Return the tuning with bounds of the smoothing that follow parameters as they grow."""
@@ -250,10 +255,14 @@ class Tuning:
             return replace(new, search=search.retreated()), _RETREAT
         can_tell = search.can_tell(line.scales)
         if group is None:
-            told = search.told(line.scales, line.losses, level, sampled=descent.sampled)
+            # Steps of F hide what samples differ by.
+            sampled = descent.sampled and not level.grain
+            told = search.told(line.scales, line.losses, level, sampled=sampled)
             new = replace(new, search=told)
         elif can_tell:
-            balance = self.balance.told(line.scales, line.losses, search.alpha, level)
+            balance = self.balance.told(
+                line.scales, line.losses, search.alpha, level, sampled=descent.sampled
+            )
             balance = balance.next_after(search.steps, search.interval)
             new = replace(new, balance=balance)
         if search.found and not can_tell:
