@@ -1,6 +1,7 @@
 """When an iterate is given up: by how much F may rise, and how often it may fail."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,6 +79,15 @@ class TestSamples:
         assert not start.seen(5.0 + 1e-6, QUIET, moves=False).sampled
         assert not start.seen(7.0, QUIET, moves=True).sampled
         assert not Descent().seen(7.0, QUIET, moves=False).sampled
+
+    def test_a_rise_shows_samples_where_they_are_expected(self):
+        fallen = Descent(first=5.0, lowest=3.0, last=3.5, expected=True)
+        assert fallen.seen(3.8, QUIET, moves=True).sampled
+        assert not fallen.seen(3.6, QUIET, moves=True).sampled  # by less than a tenth of 2
+        assert not fallen.seen(3.4, QUIET, moves=True).sampled
+        assert not fallen.seen(3.8, Noise(level=0.1), moves=True).sampled
+        assert not replace(fallen, expected=False).seen(3.8, QUIET, moves=True).sampled
+        assert not Descent(expected=True).seen(3.8, QUIET, moves=True).sampled
 
     def test_what_samples_differ_by_is_remembered(self):
         descent = Descent(last=7.0, usual=3.0, sampled=True)

@@ -8,7 +8,7 @@ import pytest
 
 import zomopi_core as zo
 from zomopi_core import problems
-from zomopi_core.tuning import Tuning
+from zomopi_core.rate_search import RateSearch
 
 TARGET = np.outer(np.arange(1.0, 9.0), np.ones(6)) / 8
 X0 = np.zeros((8, 6))
@@ -643,16 +643,40 @@ class TestSamples:
 
         return fun
 
+    @staticmethod
+    def judged_sampled(monkeypatch, fun, x0, queries):
+        """Return whether a run took its lines for lines on samples."""
+        seen, told = [], RateSearch.told
+
+        def listening(self, *args, sampled=False):
+            seen.append(sampled)
+            return told(self, *args, sampled=sampled)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RateSearch, "told", listening)
+            zo.minimize(fun, x0, max_queries=queries)
+        return any(seen)
+
     def test_a_key_tells_of_samples(self, monkeypatch):
         """Losses at the start, which are the same for all samples here, do not."""
-        told = []
-        on_samples = Tuning.on_samples
-        monkeypatch.setattr(Tuning, "on_samples", lambda self: told.append(1) or on_samples(self))
         fun = self.classifier(0)
-        zo.minimize(lambda x: fun(x), np.zeros((20, 4)), max_queries=200)
-        assert not told
-        zo.minimize(fun, np.zeros((20, 4)), max_queries=200)
-        assert told
+        assert self.judged_sampled(monkeypatch, fun, np.zeros((20, 4)), 600)
+        without = lambda x: fun(x)  # noqa: E731
+        assert not self.judged_sampled(monkeypatch, without, np.zeros((20, 4)), 600)
+
+    @pytest.mark.parametrize("noise", [0.0, 0.01])
+    def test_a_key_that_is_not_used_tells_nothing(self, monkeypatch, noise):
+        """The noise is drawn anew at each call, and the same with and without the key."""
+
+        def losses():
+            rng = np.random.default_rng(0)
+            return lambda x, key: distance(x) + noise * rng.standard_normal()
+
+        assert not self.judged_sampled(monkeypatch, losses(), X0, 3000)
+        keyed, same = losses(), losses()
+        whole = zo.minimize(keyed, X0, max_queries=3000)
+        plain = zo.minimize(lambda x: same(x, 0), X0, max_queries=3000)
+        assert np.array_equal(whole.x, plain.x)
 
     def test_a_recorded_run_knows_of_samples(self, tmp_path):
         fun, path = self.classifier(0), tmp_path / "run.zomopi"
@@ -664,14 +688,14 @@ class TestSamples:
     def test_expected_samples(self):
         optimizer = zo.Optimizer(X0, method=zo.zo_mopi(learning_rate="auto"))
         optimizer.expect_samples()
-        assert optimizer._point.tuning.descent.sampled
+        assert optimizer._point.tuning.descent.expected
         fixed = zo.Optimizer(X0, method=zo.zo_mopi(learning_rate=0.1))
         fixed.expect_samples()
         assert fixed._point.tuning is None
         late = zo.Optimizer(X0, method=zo.zo_mopi(learning_rate="auto"))
         late.tell([distance(x) for x in late.ask()])
         late.expect_samples()
-        assert not late._point.tuning.descent.sampled
+        assert not late._point.tuning.descent.expected
 
     def test_a_function_that_repeats_itself_is_no_sample(self):
         optimizer = zo.Optimizer(X0, method=zo.zo_mopi(learning_rate="auto"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import itertools
@@ -53,10 +54,13 @@ class MethodSolver:
 
     def __call__(self, fun: Oracle, x0: Any, max_queries: int, seed: int) -> Any:
         """Minimise, and return what a user gets."""
+        method = self.prepared(max_queries)
+        # A key that is not used would let tuned rates expect samples of data.
+        takes_key = fun.keyed or method.takes_full_batches
         result = minimize(
-            fun,
+            fun if takes_key else functools.partial(fun, key=None),
             x0,
-            method=self.prepared(max_queries),
+            method=method,
             max_queries=max_queries,
             seed=seed,
             callback=(lambda iteration: fun.recommend(iteration.x)) if fun.noisy else None,

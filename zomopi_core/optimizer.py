@@ -279,10 +279,11 @@ class Optimizer:
             self._point = self._point._replace(tuning=tuning.without_noise())
 
     def expect_samples(self) -> None:
-        """Tell the tuning, before the first step, that each step sees another sample of data.
+        """Tell the tuning, before the first step, that each step may see another sample of data.
 
-        Without it that is noticed from losses at the start, where they differ from step to step.
-        `minimize` does this for a function with a `key`.
+        That is noticed from losses at the start, where they differ from step to step. Where it is
+        expected, a later loss at the iterate that has risen shows it, too: at the start the loss
+        may be the same for all samples. `minimize` does this for a function with a `key`.
         """
         tuning = self._point.tuning
         if tuning is not None and self.nit == 0 and self._pending() is None:

@@ -21,6 +21,8 @@ _LOST = 4
 # F differs between steps at one point by so many noise levels, or such a part of it, if each step
 # sees another sample of data; how much of their largest difference is kept from search to search.
 _OTHER_SAMPLE = (20.0, 1e-6)
+# Where that is expected, a rise from search to search by this part of what F had fallen shows it.
+_RISEN = 0.1
 _KEPT = 0.99
 
 
@@ -41,6 +43,8 @@ class Descent:
         to F.
     sampled : bool
         Whether each step sees another sample of data: F has changed where nothing moved.
+    expected : bool
+        Whether each step may see another one; losses at the start may be the same for all.
     failures : int
         Of F at the iterate, and most probes, in a row.
     has_failed : bool
@@ -52,6 +56,7 @@ class Descent:
     last: float = math.nan
     usual: float = 0.0
     sampled: bool = False
+    expected: bool = False
     failures: int = 0
     has_failed: bool = False
 
@@ -87,7 +92,8 @@ class Descent:
     def seen(self, value: float, noise: Noise, *, moves: bool) -> Descent:
         """Return the descent with a value at an iterate, and whether iterates move by now."""
         change = abs(value - self.last) if math.isfinite(self.last) else 0.0
-        sampled = self.sampled or (not moves and self._is_another_sample(value, noise))
+        shown = self._shows_samples if moves else self._is_another_sample
+        sampled = self.sampled or shown(value, noise)
         if not moves:  # all changes are accidents
             usual = max(change, self.usual)
         elif sampled:
@@ -102,6 +108,18 @@ class Descent:
             return False
         levels, part = _OTHER_SAMPLE
         return abs(value - self.first) > max(levels * noise.level, part * abs(self.first))
+
+    def _shows_samples(self, value: float, noise: Noise) -> bool:
+        """Tell whether F has risen since the last search, if samples are expected.
+
+        Another function may take a key that it does not use. Tuned steps seldom let it rise.
+        """
+        if not self.expected or not math.isfinite(self.last):
+            return False
+        fallen = max(self.first - self.lowest, 0.0) if math.isfinite(self.first) else 0.0
+        levels, part = _OTHER_SAMPLE
+        most = max(levels * noise.level, part * abs(self.last), _RISEN * fallen)
+        return value - self.last > most
 
     def lowered(self, value: float) -> Descent:
         """Return the descent with a value that may be the lowest."""

@@ -147,8 +147,8 @@ class Tuning:
         )
 
     def on_samples(self) -> Tuning:
-        """Return the tuning for a run in which each step sees another sample of data."""
-        return replace(self, descent=replace(self.descent, sampled=True))
+        """Return the tuning for a run in which each step may see another sample of data."""
+        return replace(self, descent=replace(self.descent, expected=True))
 
     def grown(self, sizes: Sequence[Size]) -> Tuning:
         """Return the tuning with bounds of the smoothing that follow parameters as they grow."""
