@@ -698,7 +698,7 @@ class TestCost:
             # the largest are 64 rows, on which it is looked whether probes can be seen; then a
             # probe, 4 x 512
             assert sizes.largest <= 64 * 512 * 4, sizes.name
-            if optimizer._step % 2 == 0:
+            if optimizer._stepper.step % 2 == 0:
                 assert sizes.largest <= 4 * 512 * 4, sizes.name
 
     @pytest.mark.parametrize(("probes", "draws"), [(2, 2), (3, 3), (4, 7), (5, 9)])

@@ -62,7 +62,7 @@ class TestResume:
         optimizer = ZOMOPI(first, journal=tmp_path / "a.zomopi", **options)
         for _ in range(9):
             optimizer.step(closure_of(first))
-        optimizer._journal.close()  # as a process that ends
+        optimizer._stepper.journal.close()  # as a process that ends
 
         second = model_of(dtype)
         optimizer = ZOMOPI(second, **options)
@@ -70,7 +70,7 @@ class TestResume:
         calls = itertools.count()
         for _ in range(6):
             optimizer.step(closure_of(second, calls))
-        assert next(calls) == 6 * len(optimizer._estimator.evaluations)
+        assert next(calls) == 6 * len(optimizer._stepper.tuner.estimator.evaluations)
         optimizer.close()
         whole.merge()
         optimizer.merge()
@@ -105,7 +105,7 @@ class TestResume:
         one = ZOMOPI(first, lr=0.05, journal=tmp_path / "a.zomopi")
         for _ in range(6):
             one.step(closure_of(first))
-            if one._step == 4:
+            if one._stepper.step == 4:
                 saved = one.state_dict()
                 weights = {k: v.clone() for k, v in first.state_dict().items()}
         one.close()
@@ -209,7 +209,7 @@ class Watched:
 
     def steps(self, count, on_call=lambda: None):
         for _ in range(count):
-            x = X.to(self.dtype).roll(self.optimizer._step, dims=1)
+            x = X.to(self.dtype).roll(self.optimizer._stepper.step, dims=1)
 
             def closure(x=x):
                 on_call()
@@ -244,7 +244,7 @@ class TestTraces:
             path = tmp_path / f"{steps}.zomopi"
             first = Watched(path, **options)
             first.steps(steps)
-            first.optimizer._journal.close()  # as a process that ends
+            first.optimizer._stepper.journal.close()  # as a process that ends
             second = Watched(**options)
             second.optimizer.resume(path)
             same_state(second.state(), first.state())
@@ -276,7 +276,7 @@ class TestTraces:
 
         with pytest.raises(RuntimeError, match="no memory"):
             first.steps(1, fails)
-        assert first.optimizer._refreshed_at == 3
+        assert first.optimizer._stepper.refreshed_at == 3
         second.model.load_state_dict(first.model.state_dict())
         second.optimizer.load_state_dict(first.optimizer.state_dict())
         second.steps(4)
@@ -443,7 +443,7 @@ class TestFaults:
         subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
         for kill_at in kills:
             again = self.resumed(tmp_path / f"{kill_at}.zomopi")
-            done = again.optimizer._step
+            done = again.optimizer._stepper.step
             same_state(again.state(), states[done])
             again.steps(STEPS - done)
             same_state(again.state(), states[-1])
@@ -458,7 +458,7 @@ class TestFaults:
             shutil.copytree(copies, folder)
             os.truncate(folder / "run.zomopi-wal", end + (i % 3) * 1000)
             again = self.resumed(folder / "run.zomopi")
-            found.append(again.optimizer._step)
+            found.append(again.optimizer._stepper.step)
             same_state(again.state(), states[found[-1]])
         assert found == sorted(found)
         assert set(found) == set(range(STEPS + 1))
@@ -478,7 +478,7 @@ class TestFaults:
             except zo.JournalError:
                 outcomes["refused"] += 1
             else:
-                same_state(again.state(), states[again.optimizer._step])
+                same_state(again.state(), states[again.optimizer._stepper.step])
                 outcomes["right"] += 1
         assert min(outcomes.values()) > 10
 

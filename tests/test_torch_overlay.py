@@ -215,8 +215,9 @@ class TestEqualsInPlace:
     @pytest.mark.parametrize("name", sorted(ONE_BY_ONE))
     def test_what_cannot_be_batched_runs_one_by_one(self, name):
         model, losses, *_ = run(name, binding="in_place")
-        with pytest.warns(UserWarning, match="the probes run one by one from now on"):
+        with pytest.warns(UserWarning, match="the probes run one by one from now on") as record:
             other, again, _, optimizer = run(name, binding="overlay", batched=True)
+        assert [one.filename for one in record] == [__file__]  # where `step` is called
         assert not optimizer.batched
         assert_same(other, dict(model.named_parameters()))
         assert again == pytest.approx(losses, rel=1e-10)
@@ -1075,7 +1076,7 @@ class TestSurroundings:
         source_probe = []
         from zomopi_adapters._torch_leaf import Source
 
-        source = Source(optimizer._random, 1)
+        source = Source(optimizer._stepper.random, 1)
         for scale in (1e-3, -1e-3):
             leaf.move(source, 0, scale)
             left, right = leaf.factors(torch.bfloat16)

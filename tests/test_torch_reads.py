@@ -142,7 +142,7 @@ def test_a_tuned_run_reads_once_where_it_looks(binding, dtype, extra):
     closure, read = closure_of(model, dtype), []
     optimizer.step(closure)
     for _ in range(36):
-        tuning = optimizer._tuner.tuning
+        tuning = optimizer._stepper.tuner.tuning
         looks, begins = tuning.attentive, not tuning.search.begun
         with reads() as seen:
             optimizer.step(closure)

@@ -109,7 +109,7 @@ class TestRuns:
         with torch.no_grad():
             run.model[0].weight[0, 0] = 0.1
         losses = run.steps(150)
-        assert run.optimizer._failures.count > 100
+        assert run.optimizer._stepper.failures.count > 100
         assert run.calls < 150 * 8 * 1.05 + 13
         assert losses[-1] < losses[0]
 
@@ -178,7 +178,9 @@ class TestState:
         torch.save(first.optimizer.state_dict(), file)
         file.seek(0)
         second.optimizer.load_state_dict(torch.load(file, weights_only=True))
-        assert second.optimizer._failures.state() == first.optimizer._failures.state()
+        assert (
+            second.optimizer._stepper.failures.state() == first.optimizer._stepper.failures.state()
+        )
         before = first.calls
         first.steps(5)
         second.steps(5)
@@ -208,10 +210,10 @@ class TestState:
             return True
 
         run = Run(fails, on_failure="auto", probes=4)
-        before = run.optimizer._failures.state()
+        before = run.optimizer._stepper.failures.state()
         with pytest.raises(RuntimeError, match="no memory"):
             run.steps(1)
-        assert run.optimizer._failures.state() == before
+        assert run.optimizer._stepper.failures.state() == before
 
 
 class TestJournal:
@@ -229,17 +231,20 @@ class TestJournal:
         second = Run(by_accident, **options)
         second.optimizer.resume(tmp_path / "a.zomopi")
         second.calls = first.calls  # a function that does not begin anew
-        second.optimizer._compared = first.optimizer._compared  # batched and one by one
+        # batched and one by one
+        second.optimizer._stepper.compared = first.optimizer._stepper.compared
         second.steps(5)
         assert second.calls == whole.calls
         second.optimizer.close()
-        assert second.optimizer._failures.state() == whole.optimizer._failures.state()
+        assert (
+            second.optimizer._stepper.failures.state() == whole.optimizer._stepper.failures.state()
+        )
         same(second.bits(), whole.bits())
 
     def test_evaluations_are_counted(self, tmp_path):
         run = Run(by_accident, journal=tmp_path / "a.zomopi", on_failure="auto")
         run.steps(7)
-        assert run.optimizer._journal._recorder.queries == run.calls
+        assert run.optimizer._stepper.journal._recorder.queries == run.calls
         run.optimizer.close()
 
     @pytest.mark.parametrize(

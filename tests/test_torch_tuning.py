@@ -67,7 +67,7 @@ class TestPath:
         # A line search magnifies the rounding of sums that are taken in another order.
         assert_same(model, core.x, rtol=1e-6, atol=1e-8)
         assert torch.max(torch.abs(model[0].weight - start)) > 1e-2
-        assert optimizer._tuner.rate == pytest.approx(core._point.tuning.rate, rel=1e-5)
+        assert optimizer._stepper.tuner.rate == pytest.approx(core._point.tuning.rate, rel=1e-5)
 
     def test_smoothing_alone(self):
         model = network()
@@ -77,7 +77,7 @@ class TestPath:
         for _ in range(20):
             optimizer.step(objective(model))
         assert_same(model, core.x, rtol=1e-6, atol=1e-8)
-        assert optimizer._tuner.estimator.width == pytest.approx(core.smoothing)
+        assert optimizer._stepper.tuner.estimator.width == pytest.approx(core.smoothing)
 
     def test_memory_is_that_of_all_groups(self):
         model = network()
@@ -100,10 +100,10 @@ class TestLine:
         optimizer = ZOMOPI(model, "auto", rank=4, binding=binding, smoothing=0.05)
         x = torch.randn(32, 12)
         inputs = x.to(dtype)
-        while optimizer._step < 12 or optimizer._leaves[0].direction is None:
+        while optimizer._stepper.step < 12 or optimizer._leaves[0].direction is None:
             optimizer.step(lambda: (model(inputs).float() - x[:, :8]).square().mean())
         (leaf,) = optimizer._leaves
-        source, before = Source(optimizer._random, 12), leaf.param.detach().clone()
+        source, before = Source(optimizer._stepper.random, 12), leaf.param.detach().clone()
         with torch.no_grad():
             leaf.move(source, STEP, 0.5)
             if binding == "overlay":
@@ -136,7 +136,7 @@ class TestLine:
             counts.append(len(calls) - before)
         assert set(counts[2::2]) == {8}
         assert max(counts[3::2]) > 8
-        assert optimizer._tuner.tuning.search.found
+        assert optimizer._stepper.tuner.tuning.search.found
 
 
 class TestRetreat:
@@ -165,7 +165,7 @@ class TestRetreat:
         for leaf in optimizer._leaves:
             leaf.remember()
         for _ in range(3):  # by the rate alone, without another search
-            optimizer._tuner.postpone()
+            optimizer._stepper.tuner.postpone()
             optimizer.step(loss)
         with torch.no_grad():
             assert torch.max(torch.abs(model(x) - best)) > 1e-3
@@ -185,7 +185,7 @@ class TestRetreat:
             optimizer.step(objective(model))
         for leaf in optimizer._leaves:
             leaf.remember()
-        optimizer._tuner.postpone()
+        optimizer._stepper.tuner.postpone()
         optimizer.step(objective(model))
         assert all(leaf.since is not None for leaf in optimizer._leaves)
         loaded = network(seed=5).state_dict()
@@ -225,7 +225,7 @@ class TestFlatLoss:
         largest = max(float(v.square().mean().sqrt()) for v in start.values())
         for _ in range(40):
             optimizer.step(lambda: 1.0)
-            assert optimizer._tuner.estimator.width <= 3.0 * max(largest, 1.0) * 8**0.5
+            assert optimizer._stepper.tuner.estimator.width <= 3.0 * max(largest, 1.0) * 8**0.5
         for name, value in model.named_parameters():
             torch.testing.assert_close(value.detach(), start[name], rtol=0, atol=1e-4)
 
@@ -254,7 +254,7 @@ class TestTraining:
         for _ in range(200):
             rows = torch.randint(2000, (16,), generator=generator)
             optimizer.step(lambda rows=rows: F.cross_entropy(model(x[rows]), y[rows]))
-        assert optimizer._tuner.tuning.descent.sampled
+        assert optimizer._stepper.tuner.tuning.descent.sampled
         # 1.93 at the start, the least is 0.97; the best of four rates ends at 1.06
         assert loss() < 0.65 * start
 
@@ -291,7 +291,8 @@ class TestTraining:
         optimizer = ZOMOPI(model, "auto", rank=3, binding="overlay")
         for _ in range(5):
             optimizer.step(objective(model))
-        tuning, points = optimizer._tuner.tuning, len(optimizer._tuner.points(optimizer._leaves))
+        tuner = optimizer._stepper.tuner
+        tuning, points = tuner.tuning, len(tuner.points(optimizer._leaves))
         assert points > 0
         calls = []
 
@@ -303,7 +304,7 @@ class TestTraining:
 
         with pytest.raises(RuntimeError):
             optimizer.step(fails_at_the_last_point)
-        assert optimizer._tuner.tuning is tuning
+        assert optimizer._stepper.tuner.tuning is tuning
         assert torch.isfinite(optimizer.step(objective(model)))
 
 
@@ -326,13 +327,13 @@ class TestCheckpoints:
         other, resumed = make()
         other.load_state_dict(saved[0])
         resumed.load_state_dict(saved[1])
-        assert repr(resumed._tuner.tuning) == repr(optimizer._tuner.tuning)
+        assert repr(resumed._stepper.tuner.tuning) == repr(optimizer._stepper.tuner.tuning)
         for _ in range(15):
             optimizer.step(objective(model, dtype))
             resumed.step(objective(other, dtype))
         for a, b in zip(model.parameters(), other.parameters(), strict=True):
             assert torch.equal(a, b)
-        assert repr(resumed._tuner.tuning) == repr(optimizer._tuner.tuning)
+        assert repr(resumed._stepper.tuner.tuning) == repr(optimizer._stepper.tuner.tuning)
 
     def test_a_journal_takes_the_same_steps(self, tmp_path):
         model = network()
@@ -346,7 +347,7 @@ class TestCheckpoints:
         resumed.close()
         for a, b in zip(model.parameters(), other.parameters(), strict=True):
             assert torch.equal(a, b)
-        assert repr(resumed._tuner.tuning) == repr(optimizer._tuner.tuning)
+        assert repr(resumed._stepper.tuner.tuning) == repr(optimizer._stepper.tuner.tuning)
 
 
 class TestBadInput:

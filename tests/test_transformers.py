@@ -210,7 +210,7 @@ class TestTrainer:
         made = trainer(tmp_path, weight_decay=0.5, seed=7)
         optimizer = made.create_optimizer()
         assert optimizer._leaves[0].rule.update.weight_decay == 0.5
-        assert optimizer._seed == 7
+        assert optimizer._stepper.seed == 7
 
     def test_what_has_no_meaning_is_refused(self, tmp_path, monkeypatch):
         arguments = transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
@@ -367,7 +367,7 @@ class TestSuperGlue:
         )  # fmt: skip
         line = ["--learning-rate", "auto", "--smoothing", "auto", "--spectral-rank", "auto"]
         auto = module.optimizer_options(module.parse([*needed, *line]))
-        assert ZOMOPI(tiny(), **auto)._tuner.tuning.search.tuned
+        assert ZOMOPI(tiny(), **auto)._stepper.tuner.tuning.search.tuned
 
     def test_resumes_to_the_bit(self, tmp_path):
         model, data = prepared(tmp_path)

@@ -83,7 +83,7 @@ def slopes(
     optimizer = ZOMOPI(
         model, lr=1e-3, rank=RANK, probes=PROBES, smoothing=smoothing, binding=binding
     )
-    source, found, parts = Source(optimizer._random, 0), [], []
+    source, found, parts = Source(optimizer._stepper.random, 0), [], []
     for number in range(PROBES):
         slope = taken = size = 0.0
         for leaf in optimizer._leaves:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zomopi_core import _arrays
 from zomopi_core._header import check_driver, check_start, check_surroundings
@@ -34,6 +34,9 @@ from ._torch_activation import Frames
 from ._torch_groups import Carrier
 from ._torch_repetition import Repair
 from ._torch_state import described
+
+if TYPE_CHECKING:
+    from ._torch_stepper import Stepper
 
 _FRAMES, _STATISTICS, _MERGE = "frames", "statistics", "merge"
 _NO_LOSSES = pack_losses(np.zeros(0))
@@ -59,18 +62,18 @@ class Recorded(NamedTuple):
     in_place: list[str]
 
 
-def _start(optimizer: Any) -> dict[str, Tensor]:
+def _start(stepper: Stepper) -> dict[str, Tensor]:
     """Return the weights by name; what an int8 layer learns beside its weight begins at zero."""
     return {
         leaf.name: leaf.param.detach()
-        for leaf in optimizer._leaves
+        for leaf in stepper.leaves
         if not isinstance(leaf.param, Carrier)
     }
 
 
-def _settings(optimizer: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {"groups": [described(g["method"]) for g in optimizer.param_groups]}
-    if optimizer._basis is not None:
+def _settings(stepper: Stepper, groups: list[dict[str, Any]]) -> dict[str, Any]:
+    settings: dict[str, Any] = {"groups": [described(g["method"]) for g in groups]}
+    if stepper.basis is not None:
         settings["sketch"] = "activation"
     return settings
 
@@ -93,42 +96,46 @@ class StepJournal:
         self._statistics: tuple[int, str] | None = None  # the last: number of the row, and digest
 
     @classmethod
-    def begin(cls, journal: Journal, optimizer: Any) -> StepJournal:
+    def begin(
+        cls, journal: Journal, stepper: Stepper, groups: list[dict[str, Any]]
+    ) -> StepJournal:
         """Make the journal of an optimizer that has taken no step."""
         _check(journal)
         # The start of a model is a file that its owner has.
         plain = Journal(
             journal.path, durable=journal.durable, snapshots=False, on_error=journal.on_error
         )
-        method, sampler = optimizer.param_groups[0]["method"], optimizer._random.sampler
-        start, rules = _start(optimizer), _settings(optimizer)
+        method, sampler = groups[0]["method"], stepper.random.sampler
+        start, rules = _start(stepper), _settings(stepper, groups)
         return cls(Recorder.start(plain, "torch", start, method, sampler, None, None, rules))
 
     @classmethod
-    def resume(cls, journal: Journal, optimizer: Any, exact: bool) -> StepJournal:
+    def resume(
+        cls, journal: Journal, stepper: Stepper, groups: list[dict[str, Any]], exact: bool
+    ) -> StepJournal:
         """Open the journal of an optimizer's run."""
         _check(journal)
         file = JournalFile(journal._file, durable=journal.durable)
         try:
             check_driver(file.header, "torch")
-            start = _start(optimizer)
-            if optimizer._step == 0:
+            start = _start(stepper)
+            if stepper.step == 0:
                 check_start(file.header, start)
             elif sorted(start) != file.header["names"]:
                 raise errors.wrong_journal("its parameters have other names")
-            if file.header["rules"] != _settings(optimizer):
+            if file.header["rules"] != _settings(stepper, groups):
                 raise errors.wrong_journal("its methods were others")
-            sampler = optimizer._random.sampler
+            sampler = stepper.random.sampler
             if file.header["sampler"]["seed"] not in (None, str(getattr(sampler, "seed", None))):
                 raise errors.wrong_journal(f"its seed was {file.header['sampler']['seed']}")
-            like = next(iter(start.values()), optimizer._started)
+            like = next(iter(start.values()), stepper.started)
             check_surroundings(file.header, like, exact=exact)
             return cls(Recorder(journal, file, file.header["run"], like, file.rows()))
         except BaseException:
             file.close()
             raise
 
-    def left(self, optimizer: Any) -> Iterator[Recorded]:
+    def left(self, stepper: Stepper) -> Iterator[Recorded]:
         """Yield what an optimizer has still to do: steps, and merges between them."""
         recorder = self._recorder
         while (row := recorder.peek()) is not None:
@@ -142,25 +149,26 @@ class StepJournal:
                 raise errors.wrong_journal(f"the note of step {row.step}: {error}") from error
             if _STATISTICS in digests:
                 self._statistics = recorder.row, digests[_STATISTICS]
-            if row.step >= optimizer._step:
+            if row.step >= stepper.step:
                 frames = {}
                 if _FRAMES in digests:
                     frames = recorder.attached(recorder.row, _FRAMES, digests[_FRAMES])
-                    _check_frames(optimizer, frames)
-                like = next(iter(_start(optimizer).values()), optimizer._started)
+                    _check_frames(stepper, frames)
+                like = next(iter(_start(stepper).values()), stepper.started)
                 losses = unpack_losses(row.losses, like)
                 yield Recorded(row, losses, frames, _in_place(row))
 
-    def mark_merge(self, optimizer: Any) -> None:
+    def mark_merge(self, step: int) -> None:
         """Record that what is beside the weights is about to be brought into them."""
         recorder = self._recorder
         elapsed = time.perf_counter() - recorder.began
-        step, queries = optimizer._step, recorder.queries
+        queries = recorder.queries
         recorder.write(Row(step, _MERGE, queries, math.nan, math.nan, elapsed, _NO_LOSSES))
 
     def record(
         self,
-        optimizer: Any,
+        stepper: Stepper,
+        groups: list[dict[str, Any]],
         repair: Repair,
         probes: int,
         statistics: list[Tensor],
@@ -170,7 +178,8 @@ class StepJournal:
 
         Parameters
         ----------
-        optimizer : ZOMOPI
+        stepper : Stepper
+        groups : list of dict
         repair : Repair
             Its losses.
         probes : int
@@ -181,23 +190,23 @@ class StepJournal:
             Parameters that are moved in place from the next step on.
         """
         recorder = self._recorder
-        attachments = _attachments(optimizer, statistics)
+        attachments = _attachments(stepper, statistics)
         host = _arrays.to_host(repair.joined).tolist()
         recorder.queries += repair.made
-        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        rates = [float(group["lr"]) for group in groups]
         note = note_of(lr=rates, in_place=in_place, **repair.note(), **noted(attachments))
         elapsed, packed = time.perf_counter() - recorder.began, pack_losses(repair.joined)
         loss = mean_of_finite(host[:probes])
-        row = Row(optimizer._step, "", recorder.queries, loss, rates[0], elapsed, packed, note)
+        row = Row(stepper.step, "", recorder.queries, loss, rates[0], elapsed, packed, note)
         recorder.write(row, attachments)
 
-    def restore_statistics(self, optimizer: Any) -> None:
+    def restore_statistics(self, model: nn.Module | None) -> None:
         """Bring the statistics of a model to where the last step of the journal left them."""
         if self._statistics is None:
             return
-        if optimizer.model is None:
+        if model is None:
             raise errors.journal_needs_model()
-        buffers = dict(optimizer.model.named_buffers())
+        buffers = dict(model.named_buffers())
         found = self._recorder.attached(self._statistics[0], _STATISTICS, self._statistics[1])
         if not _are_tensors(found) or not all(
             name in buffers and buffers[name].shape == value.shape for name, value in found.items()
@@ -212,16 +221,16 @@ class StepJournal:
         self._recorder.close()
 
 
-def _attachments(optimizer: Any, statistics: list[Tensor]) -> list[Attachment]:
+def _attachments(stepper: Stepper, statistics: list[Tensor]) -> list[Attachment]:
     found = []
-    basis = optimizer._basis
-    if basis is not None and optimizer._refreshed_at == optimizer._step:
+    basis, model = stepper.basis, stepper.parameters.model
+    if basis is not None and stepper.refreshed_at == stepper.step:
         # Of the last refresh, also where it was made by a try of this step that failed.
-        found.append(attachment(_FRAMES, basis.frames(optimizer._leaves)))
+        found.append(attachment(_FRAMES, basis.frames(stepper.leaves)))
     if statistics:
-        if optimizer.model is None:
+        if model is None:
             raise errors.journal_needs_model()
-        names = {id(buffer): name for name, buffer in optimizer.model.named_buffers()}
+        names = {id(buffer): name for name, buffer in model.named_buffers()}
         if not all(id(buffer) in names for buffer in statistics):
             raise errors.journal_needs_model()
         values = {names[id(buffer)]: buffer for buffer in statistics}
@@ -240,9 +249,9 @@ def _are_tensors(tree: Any) -> bool:
     return isinstance(tree, dict) and all(isinstance(x, Tensor) for x in tree.values())
 
 
-def _check_frames(optimizer: Any, frames: Any) -> None:
+def _check_frames(stepper: Stepper, frames: Any) -> None:
     """Raise unless frames are such as the optimizer's leaves may have."""
-    shapes = {leaf.name: tuple(leaf.param.shape) for leaf in optimizer._leaves}
+    shapes = {leaf.name: tuple(leaf.param.shape) for leaf in stepper.leaves}
     fits = isinstance(frames, dict) and all(
         name in shapes
         and isinstance(entry, tuple)
@@ -257,11 +266,11 @@ def _check_frames(optimizer: Any, frames: Any) -> None:
         raise errors.wrong_journal("its frames are not those of the parameters")
 
 
-def replay_recorded(optimizer: Any, recorded: Recorded) -> None:
+def replay_recorded(optimizer: Any, stepper: Stepper, recorded: Recorded) -> None:
     """Let an optimizer take a recorded step: weights move as they did, the model is not called."""
     row = recorded.row
-    if row.step != optimizer._step:
-        raise errors.wrong_journal(f"step {row.step} follows where {optimizer._step} is due")
+    if row.step != stepper.step:
+        raise errors.wrong_journal(f"step {row.step} follows where {stepper.step} is due")
     if row.kind == _MERGE:
         optimizer.merge()
         return
@@ -271,4 +280,4 @@ def replay_recorded(optimizer: Any, recorded: Recorded) -> None:
         raise errors.wrong_journal("its learning rates are not those of the groups")
     for group, rate in zip(groups, rates, strict=True):
         group["lr"] = rate
-    optimizer._take_recorded(recorded)
+    stepper.replay(recorded, optimizer.step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -15,6 +15,9 @@ from zomopi_core.sampling import Randomness
 from . import _torch_errors as errors
 from ._torch_accumulating import Accumulating
 from ._torch_leaf import Leaf, Source
+
+if TYPE_CHECKING:
+    from ._torch_stepper import Stepper
 
 VERSION = 2
 # What leaves keep beside the state of their method, in its precision.
@@ -59,49 +62,50 @@ def _packed(leaf: Leaf) -> dict[str, Any]:
     return result | leaf.extra_state()
 
 
-def pack(optimizer: Any) -> dict[str, Any]:
+def pack(stepper: Stepper, param_groups: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the state of an optimizer as plain values."""
-    places = {id(leaf.param): leaf for leaf in optimizer._leaves}
+    places = {id(leaf.param): leaf for leaf in stepper.leaves}
+    basis = stepper.basis
     state, groups, count = {}, [], 0
-    for group in optimizer.param_groups:
+    for group in param_groups:
         plain = {k: v for k, v in group.items() if k not in {"params", "method"}}
         plain["method"] = described(group["method"])
         plain["params"] = list(range(count, count + len(group["params"])))
         for number, param in zip(plain["params"], group["params"], strict=True):
             leaf = places[id(param)]
             state[number] = _packed(leaf)
-            if optimizer._basis is not None and leaf.index in optimizer._basis.adopted:
-                state[number]["side"] = optimizer._basis.adopted[leaf.index]
+            if basis is not None and leaf.index in basis.adopted:
+                state[number]["side"] = basis.adopted[leaf.index]
         count += len(group["params"])
         groups.append(plain)
-    seed = optimizer._seed if isinstance(optimizer._seed, int) else None
+    seed = stepper.seed if isinstance(stepper.seed, int) else None
     zomopi = {
         "version": VERSION,
-        "step": optimizer._step,
-        "refreshed_at": optimizer._refreshed_at,
+        "step": stepper.step,
+        "refreshed_at": stepper.refreshed_at,
         "seed": seed,
-        "started": optimizer._started,
-        "warned": optimizer._warned,
-        "tuning": optimizer._tuner.pack(),
-        "failures": optimizer._failures.state(),
+        "started": stepper.started,
+        "warned": stepper.warned,
+        "tuning": stepper.tuner.pack(),
+        "failures": stepper.failures.state(),
     }
     return {"state": state, "param_groups": groups, "zomopi": zomopi}
 
 
-def unpack(optimizer: Any, saved: Mapping[str, Any]) -> None:
+def unpack(stepper: Stepper, groups: list[dict[str, Any]], saved: Mapping[str, Any]) -> None:
     """Take over what `pack` returned, after comparing all of it with the optimizer."""
     own = saved.get("zomopi")
     if own is None or own.get("version") != VERSION:
         raise errors.wrong_checkpoint("it was not saved by this version of ZOMOPI")
-    groups = optimizer.param_groups
+    basis = stepper.basis
     if len(groups) != len(saved["param_groups"]):
         raise errors.wrong_checkpoint(
             f"it has {len(saved['param_groups'])} groups, the optimizer {len(groups)}"
         )
-    source = Source(optimizer._random, optimizer._step)
+    source = Source(stepper.random, stepper.step)
     entries = saved["state"].values()
-    optimizer._parameters.fall_back({x["name"] for x in entries if "in_place" in x}, source)
-    places = {id(leaf.param): leaf for leaf in optimizer._leaves}
+    stepper.parameters.fall_back({x["name"] for x in entries if "in_place" in x}, source)
+    places = {id(leaf.param): leaf for leaf in stepper.leaves}
     pairs = []
     for group, other in zip(groups, saved["param_groups"], strict=True):
         if described(group["method"]) != other["method"]:
@@ -124,23 +128,23 @@ def unpack(optimizer: Any, saved: Mapping[str, Any]) -> None:
             pairs.append((leaf, entry))
     for leaf, entry in pairs:
         if "side" in entry:
-            if optimizer._basis is None:
+            if basis is None:
                 raise errors.wrong_checkpoint("it was saved with sketch='activation'")
-            optimizer._basis.adopt(leaf, entry["side"])
-            optimizer._basis.forget()  # that it is fresh: its state is loaded
-            optimizer._basis.seen = True
+            basis.adopt(leaf, entry["side"])
+            basis.forget()  # that it is fresh: its state is loaded
+            basis.seen = True
         _load(leaf, entry)
     for group, other in zip(groups, saved["param_groups"], strict=True):
         group.update({k: v for k, v in other.items() if k not in {"params", "method"}})
-    optimizer._step, optimizer._refreshed_at = own["step"], own["refreshed_at"]
-    optimizer._warned = own["warned"]
-    optimizer._tuner.unpack(own["tuning"])
+    stepper.step, stepper.refreshed_at = own["step"], own["refreshed_at"]
+    stepper.warned = own["warned"]
+    stepper.tuner.unpack(own["tuning"])
     if "failures" in own:  # states of before have none
-        optimizer._failures.restore(own["failures"])
-    optimizer._started = own["started"].to(optimizer._started, copy=True)
+        stepper.failures.restore(own["failures"])
+    stepper.started = own["started"].to(stepper.started, copy=True)
     if own["seed"] is not None:
-        optimizer._seed = own["seed"]
-        optimizer._random = Randomness(own["seed"], optimizer._leaves[0].param.detach())
+        stepper.seed = own["seed"]
+        stepper.random = Randomness(own["seed"], stepper.leaves[0].param.detach())
 
 
 def _load(leaf: Leaf, entry: Mapping[str, Any]) -> None:

@@ -161,7 +161,8 @@ def warn_of_invisible_probes(leaves: list[Leaf], source: Source, smoothing: floa
         fraction = invisible_fraction(leaf, source, smoothing)
         if fraction > _INVISIBLE:
             message = invisible_probe(leaf.name, leaf.param.dtype, fraction)
-            warnings.warn(message, PrecisionWarning, stacklevel=5)
+            # The caller of ZOMOPI.step, around which Torch puts a function of its own.
+            warnings.warn(message, PrecisionWarning, stacklevel=6)
             return True
     return False
 

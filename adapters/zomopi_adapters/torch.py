@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,35 +15,26 @@ try:
 except ImportError as error:  # pragma: no cover - shown in an environment without Torch
     raise missing_extra("torch", "torch") from error
 
-import numpy as np
 from torch import Tensor, nn
 
-from zomopi_core import _arrays
 from zomopi_core._checks import check_count, check_name, flag
-from zomopi_core.estimator import FiniteDifference
 from zomopi_core.failures import Retry
 from zomopi_core.journal import Journal, as_journal
-from zomopi_core.look import Size
 from zomopi_core.method import Method
-from zomopi_core.rule import has_started
-from zomopi_core.sampling import Randomness, Sampler
+from zomopi_core.sampling import Sampler
 from zomopi_core.subspace import Sketch
 
 from . import _torch_errors as errors
 from . import _torch_groups as groups_
 from . import _torch_state as state_
 from ._torch_activation import ActivationBasis
-from ._torch_evaluate import Closure, Evaluator, mean_of_finite
+from ._torch_evaluate import Closure
 from ._torch_groups import default_groups
-from ._torch_journal import Recorded, StepJournal, replay_recorded
-from ._torch_leaf import Leaf, Source
-from ._torch_overlay import NotBatchableError
+from ._torch_journal import StepJournal, replay_recorded
 from ._torch_parameters import Parameters
-from ._torch_repetition import Repair, as_failures
-from ._torch_scope import Replay, forget_casts, own_arithmetic, uninterrupted
+from ._torch_repetition import as_failures
 from ._torch_slices import per_probe, tiled
-from ._torch_step import accept, advance, keep_what_fits, warn_of_invisible_probes, weigh
-from ._torch_tuning import Tuner, fit_memories, lengths, share
+from ._torch_stepper import Stepper
 
 __all__ = ["ZOMOPI", "default_groups", "per_probe", "tiled"]
 
@@ -173,32 +162,30 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             params = default_groups(params)
         if model is None and (binding == "overlay" or batched):
             raise errors.needs_model("batched=True" if batched else "binding='overlay'")
-        self.model, self._failures = model, as_failures(on_failure)
-        self.batched, self.chunk = batched, chunk
+        failures = as_failures(on_failure)
+        self.model = model
         self._parameters = Parameters(model, binding, reference)
-        self._leaves, self._overlay = self._parameters.leaves, self._parameters.overlay
-        self._generators = tuple(generators)
+        self._leaves = self._parameters.leaves
         self._basis = ActivationBasis() if sketch else None
         self._options = {"lr": lr, "vector_lr": vector_lr, "method": method, **options}
-        self._estimator: FiniteDifference | None = None
-        self._tuner: Tuner | None = None
-        self._seed = seed
-        self._random: Randomness | None = None
-        self._step, self._refreshed_at, self._warned = 0, 0, False
-        self._compared = False
         self._busy = False
         self._stores: set[Any] = set()
         self._taken: set[str] = set()
         defaults = {"lr": _factor(lr), "frozen": False}
         super().__init__(groups_.prepared(groups_.named(params), self._stores), defaults)
         self._check_options()
-        self._started = torch.zeros(
-            (), dtype=self._leaves[0].state.momentum.dtype, device=self._leaves[0].param.device
+        self._stepper = Stepper(
+            self.param_groups,
+            self._parameters,
+            seed=seed,
+            failures=failures,
+            generators=generators,
+            basis=self._basis,
+            batched=batched,
+            chunk=chunk,
         )
-        self._recorded: Recorded | None = None
-        self._journal: StepJournal | None = None
         if (config := as_journal(journal)) is not None:
-            self._journal = StepJournal.begin(config, self)
+            self._stepper.journal = StepJournal.begin(config, self._stepper, self.param_groups)
         log.info("%s", self.describe())
 
     # Groups and leaves
@@ -220,12 +207,12 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         if not self._leaves:  # of the constructor, which makes the leaves of all groups at once
             self._take_group(param_group)
             return
-        if self._journal is not None:
+        if self._stepper.journal is not None:
             raise errors.group_beside_journal()
         count, stores = len(self.param_groups), set(self._stores)
         try:
             self._take_group(param_group)
-            self._make_leaves()
+            self._stepper.enlist(self.param_groups)
         except BaseException:
             self._stores = stores
             del self.param_groups[count:]
@@ -239,9 +226,8 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         self._taken |= taken
         if self._basis is not None and not isinstance(made.matrices.subspace, Sketch):
             raise errors.needs_frames(made.name)
-        if self._estimator is None:
-            self._estimator = made.finite_difference
-        elif self._estimator != made.finite_difference:
+        others = self.param_groups[:1]
+        if others and others[0]["method"].finite_difference != made.finite_difference:
             raise errors.different_estimators()
         group["method"] = made
         group["lr"] = _factor(lr)
@@ -250,28 +236,30 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         super().add_param_group(group)
 
     def _check_options(self) -> None:
-        """Refuse general options that no group takes, then make the leaves of all groups."""
+        """Refuse general options that no group takes."""
         general = {k for k in self._options if k not in groups_.GROUP_KEYS}
         for option in sorted(general - self._taken):
             name = str(self._options["method"]).lower().replace("-", "_")
             known = groups_.options_of(name)
             raise errors.unknown_option(option, name, known)
-        self._make_leaves()
 
-    def _make_leaves(self) -> None:
-        assert self._estimator is not None
-        fit_memories(self.param_groups, self._estimator)
-        seed = self._seed if self._random is None else self._random
-        leaves, random = self._parameters.make(self.param_groups, seed)
-        if self.batched and (others := [x.name for x in leaves if x.binding != "overlay"]):
-            raise errors.batched_needs_overlay(others)
-        if self._tuner is None:
-            with own_arithmetic({leaf.param.device.type for leaf in leaves}):
-                self._tuner = Tuner(self._estimator, leaves)
-        else:
-            self._tuner.enlist(leaves)
-        self._parameters.take(leaves)
-        self._random = random
+    @property
+    def batched(self) -> bool:
+        """Whether all probes of the next step go through the model in one forward pass."""
+        return self._stepper.batched
+
+    @batched.setter
+    def batched(self, batched: bool) -> None:
+        self._stepper.batched = batched
+
+    @property
+    def chunk(self) -> int | None:
+        """Largest number of evaluations in one forward pass with `batched`."""
+        return self._stepper.chunk
+
+    @chunk.setter
+    def chunk(self, chunk: int | None) -> None:
+        self._stepper.chunk = chunk
 
     @property
     def bindings(self) -> dict[str, str]:
@@ -318,7 +306,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             raise errors.no_closure()
         # What is made in inference mode could not be changed outside of it.
         with self._between_steps("step"), torch.inference_mode(False), torch.no_grad():
-            return self._take(closures)
+            return self._stepper.take(closures, self.param_groups)
 
     @contextlib.contextmanager
     def _between_steps(self, what: str) -> Iterator[None]:
@@ -330,131 +318,6 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             yield
         finally:
             self._busy = False
-
-    def _take(self, closures: list[Any]) -> Any:
-        """Take a step."""
-        groups_.check_rates(self.param_groups)
-        tuner = self._tuner
-        assert tuner is not None
-        assert self._random is not None
-        leaves = self._active()
-        kinds = {leaf.param.device.type for leaf in leaves}
-        replay = Replay(
-            {leaf.param.device for leaf in leaves},
-            self._generators,
-            None if self.model is None else self.model.modules(),
-        )
-        if any(_is_due(leaf, self._step) for leaf in leaves):
-            tuner.postpone()
-        estimator = tuner.estimator
-        keep_what_fits(leaves, estimator.probes)
-        run = Evaluator(
-            Source(self._random, self._step, tuner.rate),
-            leaves,
-            closures,
-            replay,
-            kinds,
-            self._overlay,
-            (*estimator.evaluations, *tuner.points(leaves)),
-        )
-        self._parameters.expect_weights(False)
-        with own_arithmetic(kinds):
-            for leaf in leaves:
-                leaf.follow()
-        self._refresh(run)
-        with own_arithmetic(kinds):
-            sizes = tuner.sizes(leaves)
-        failures = self._failures.state()
-        try:
-            losses = self._losses(run)
-            with own_arithmetic(kinds):
-                count = len(estimator.evaluations)
-                repair = self._repair(run, losses, count, sizes)
-                losses, joined = repair.losses, repair.joined
-                coefficients = estimator.differences(joined[:count])
-                tuning, verdict = tuner.told(repair)
-                if not verdict.usable:
-                    coefficients = coefficients * math.nan
-                share(tuning, leaves)
-                known = self._recorded
-                in_place = sorted(self._overlay.unknown) if known is None else known.in_place
-                weighted = weigh(estimator, leaves, coefficients)
-                moved = advance(estimator, weighted, self._started, leaves, run.source)
-                with uninterrupted():
-                    if self._journal is not None:
-                        self._journal.record(self, repair, count, replay.statistics, in_place)
-                    accept(moved, run.source, verdict)
-                    alive = _arrays.to_like(weighted.alive, self._started)
-                    self._started = has_started(self._started, alive)
-                    self._step += 1
-                    tuner.tuning = tuner.begun(tuning, leaves, run.source)
-                    if in_place:
-                        self._parameters.fall_back(in_place, run.source)
-                        self.batched = False
-        except BaseException:
-            self._failures.restore(failures)
-            run.back()
-            raise
-        finally:
-            forget_casts(kinds)
-        return mean_of_finite(losses[:count], joined[:count])
-
-    def _active(self) -> list[Leaf]:
-        leaves = [x for x in self._leaves if not x.group["frozen"] and x.param.requires_grad]
-        for leaf in leaves:
-            leaf.check()
-        if not leaves:
-            raise errors.nothing_to_train()
-        return leaves
-
-    def _refresh(self, run: Evaluator) -> None:
-        """Refresh the subspaces that are due; once, however often a step is tried."""
-        step, leaves, basis = run.source.step, run.leaves, self._basis
-        first = step == 0 and basis is not None and not basis.seen
-        due = [x for x in leaves if _is_due(x, step)] if step != self._refreshed_at else []
-        numbers = {leaf.index for leaf in due}
-        if basis is not None and (due or first):
-            self._look_at_inputs(run, basis)
-        with own_arithmetic(run.kinds), uninterrupted():
-            for leaf in due if basis is None else leaves:
-                known = None if basis is None else basis.recorded(leaf)
-                if basis is not None and leaf.index in basis.fresh:
-                    leaf.merge(run.source)
-                    leaf.restart(run.source, known)
-                elif leaf.index in numbers:
-                    leaf.merge(run.source)
-                    leaf.refresh(run.source, known)
-            if basis is not None:
-                basis.forget()
-            if due or first:
-                self._refreshed_at = step
-        if not self._warned and (due or step == 0):
-            with own_arithmetic(run.kinds):
-                assert self._tuner is not None
-                width = self._tuner.estimator.width
-                self._warned = warn_of_invisible_probes(leaves, run.source, width)
-
-    def _look_at_inputs(self, run: Evaluator, basis: ActivationBasis) -> None:
-        """Take the frames of linear layers from a forward pass, or from the journal."""
-        if self._recorded is not None:
-            basis.recall(run.leaves, self._recorded.frames)
-            return
-        watching = basis.watching(run.leaves, run.source.random, run.source.step)
-        with self._overlay.on(), watching, run.replay.forward_pass():
-            for closure in run.closures:
-                closure()
-
-    def _take_recorded(self, recorded: Recorded) -> None:
-        """Take a step whose losses are known; weights move through all its points."""
-        losses = recorded.losses
-        known = iter(losses.tolist() if isinstance(losses, np.ndarray) else losses)
-        self._recorded = recorded
-        try:
-            self.step(lambda: next(known))
-        except StopIteration:
-            raise errors.wrong_journal("a step has too few losses") from None
-        finally:
-            self._recorded = None
 
     def resume(self, journal: str | os.PathLike[str] | Journal, *, exact: bool = True) -> None:
         """Take the steps of a journal, without calling the model, and go on recording there.
@@ -475,56 +338,24 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         """
         config = as_journal(journal)
         assert config is not None
-        if self._journal is not None:
+        stepper = self._stepper
+        if stepper.journal is not None:
             raise errors.wrong_journal("it has one of its own")
-        opened = StepJournal.resume(config, self, exact)
+        opened = StepJournal.resume(config, stepper, self.param_groups, exact)
         try:
-            for recorded in opened.left(self):
-                replay_recorded(self, recorded)
-            opened.restore_statistics(self)
+            for recorded in opened.left(stepper):
+                replay_recorded(self, stepper, recorded)
+            opened.restore_statistics(self.model)
         except BaseException:
             opened.close()
             raise
-        self._journal = opened
+        stepper.journal = opened
 
     def close(self) -> None:
         """Close the journal, if there is one; further steps are not recorded."""
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
-
-    def _losses(self, run: Evaluator) -> list[Any]:
-        if self.batched and self._recorded is not None:  # of points that leave the weights alone
-            return list(self._recorded.losses)
-        if self.batched:
-            try:
-                losses = run.batched(run.points, self.chunk)
-                self._compared = self._compared or run.compare(losses)
-                return losses
-            except NotBatchableError as error:
-                warnings.warn(
-                    f"the probes run one by one from now on: {error}", UserWarning, stacklevel=4
-                )
-                self.batched = False
-        return run.one_by_one(run.points)
-
-    def _repair(self, run: Evaluator, losses: list[Any], probes: int, sizes: list[Size]) -> Repair:
-        """Look at what failed, unless nothing follows from it: that would wait for the device."""
-
-        def again(points: list[int]) -> list[Any]:
-            return run.batched(points, self.chunk) if self.batched else run.one_by_one(points)
-
-        assert self._tuner is not None
-        repair = Repair(self._failures, losses, again)
-        if self._tuner.looks:
-            repair.look(sizes, *lengths(run.leaves, run.source))
-        if self._recorded is not None:
-            if len(self._recorded.losses) != len(losses):
-                raise errors.wrong_journal("a step has too many losses")
-            repair.recall(self._recorded.row, run.move_to)
-        elif self._failures.policy["non-finite"] != "skip" or run.points[probes:] or self._journal:
-            repair.run(run.source.step, probes)
-        return repair
+        if self._stepper.journal is not None:
+            self._stepper.journal.close()
+            self._stepper.journal = None
 
     # What is beside the weights
 
@@ -536,11 +367,8 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         stochastically. Quantised layers keep their update, see `adapter`; in place nothing
         changes but for 16 bits, whose float32 coordinates are rounded away.
         """
-        assert self._random is not None
         with self._between_steps("merge"):
-            if self._journal is not None:
-                self._journal.mark_merge(self)
-            self._parameters.merge(Source(self._random, self._step))
+            self._stepper.merge()
 
     def adapter(self) -> dict[str, dict[str, Tensor]]:
         """Return what was learned beside the weights, as low-rank factors.
@@ -566,7 +394,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
         With the model's own state a run goes on bit for bit. ``torch.load`` reads it with
         ``weights_only=True``.
         """
-        return state_.pack(self)
+        return state_.pack(self._stepper, self.param_groups)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state; this optimizer must have been made with the same options.
@@ -584,7 +412,7 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
             If the names or shapes of the parameters, or the methods, are others.
         """
         with self._between_steps("load_state_dict"):
-            state_.unpack(self, state_dict)
+            state_.unpack(self._stepper, self.param_groups, state_dict)
             self._parameters.expect_weights(True)
 
     def __repr__(self) -> str:
@@ -597,8 +425,3 @@ class ZOMOPI(torch.optim.Optimizer):  # type: ignore[misc]
 def _factor(lr: float | str | None) -> float:
     """Return what `group["lr"]` is: without a number, a factor of the method's own rate."""
     return 1.0 if lr is None or isinstance(lr, str) else lr
-
-
-def _is_due(leaf: Leaf, step: int) -> bool:
-    every = leaf.rule.subspace.refresh_every
-    return bool(every) and step > 0 and step % every == 0
