@@ -163,9 +163,11 @@ class Candidates(Sequence[Any]):
         """
         memory = self._binding.stack_memory(self._arrays, len(self))
         first, last = self._consecutive
-        around = [i for i in range(len(self)) if not first <= i < last]
-        fresh = ArrayBinding()
-        others = [leaves_of(self._made(i, fresh)) for i in around] if memory[0] is None else []
+        around = [*range(first), *range(last, len(self))]
+        others: list[list[Array]] = []
+        if around and memory[0] is None:
+            fresh = ArrayBinding()
+            others = [leaves_of(self._made(i, fresh)) for i in around]
         stacks = []
         for j, (x, probe, stack) in enumerate(
             zip(self._arrays, self._probes, memory, strict=True)
