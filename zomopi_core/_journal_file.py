@@ -13,8 +13,6 @@ import json
 import math
 import os
 import sqlite3
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 from . import _journal_attachments, errors
 from ._file_lock import FileLock
 from ._journal_attachments import Attachment
-from ._journal_rows import KINDS, Row
+from ._journal_rows import KINDS, Row, probe_checksum, row_checksum, text_checksum
 
 FORMAT = 2  # with a table of attachments; 1 without it
 _APPLICATION = 0x7A6F6D70  # "zomp"
@@ -111,7 +109,7 @@ class JournalFile:
 
         Its attachments, whose digests are in its note, are there if it is.
         """
-        number, checksum = self._id + 1, _chain(self._last, self._id + 1, row)
+        number, checksum = self._id + 1, row_checksum(self._last, self._id + 1, row)
         values = (
             number,
             row.step,
@@ -147,7 +145,7 @@ class JournalFile:
         It takes the place of that of the same point in an earlier evaluation.
         """
         number = self._id + 1
-        values = position, number, loss, _probe_checksum(self._last, number, position, loss)
+        values = position, number, loss, probe_checksum(self._last, number, position, loss)
         self._connection.execute("INSERT OR REPLACE INTO probe VALUES (?, ?, ?, ?)", values)
 
     @property
@@ -174,7 +172,6 @@ class JournalFile:
 
 
 _INSERT = "INSERT INTO evaluation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_MASK = 0xFFFFFFFF
 
 
 def create(path: Path, header: dict[str, Any], *, durable: bool = False) -> JournalFile:
@@ -196,9 +193,7 @@ def create(path: Path, header: dict[str, Any], *, durable: bool = False) -> Jour
             connection.execute("BEGIN")
             for statement in _TABLES.values():
                 connection.execute(statement)
-            connection.execute(
-                "INSERT INTO header VALUES (?, ?)", (text, _signed(zlib.crc32(text.encode())))
-            )
+            connection.execute("INSERT INTO header VALUES (?, ?)", (text, text_checksum(text)))
             connection.execute("COMMIT")
         finally:
             connection.close()
@@ -335,7 +330,7 @@ def _read_header(connection: sqlite3.Connection, path: Path) -> tuple[dict[str, 
     if len(rows) != 1 or not isinstance(rows[0][0], str):
         raise errors.not_a_journal(path, "its header is not one text")
     text, checksum = rows[0]
-    if _signed(zlib.crc32(text.encode())) != checksum:
+    if text_checksum(text) != checksum:
         raise errors.damaged_journal(path, "its header")
     try:
         header = json.loads(text)
@@ -360,7 +355,7 @@ def _read_rows(
                 raise errors.damaged_journal(path, f"row {expected}")
             number, step, kind, queries, loss, rate, *rest, found = values
             row = Row(step, kind, queries, _nan(loss), _nan(rate), *rest)
-            checksum = _chain(checksum, number, row)
+            checksum = row_checksum(checksum, number, row)
             if number != expected or checksum != found or kind not in KINDS:
                 raise errors.damaged_journal(path, f"row {expected}")
             yield number, row, checksum
@@ -375,31 +370,10 @@ def _read_probes(
     query = "SELECT position, loss, checksum FROM probe WHERE id = ?"
     for position, loss, found in connection.execute(query, (number,)):
         fits = type(position) is int and type(loss) is bytes
-        if not fits or _probe_checksum(last, number, position, loss) != found:
+        if not fits or probe_checksum(last, number, position, loss) != found:
             raise errors.damaged_journal(path, "the probes of its last step")
         probes[position] = loss
     return probes
-
-
-def _probe_checksum(last: int, number: int, position: int, loss: bytes) -> int:
-    return _signed(zlib.crc32(struct.pack("<qq", number, position) + loss, last & _MASK))
-
-
-def _chain(before: int, number: int, row: Row) -> int:
-    """Return the checksum of a row, which goes on from that of the row before."""
-    numbers = struct.pack("<qqq", number, row.step, row.queries)
-    reals = struct.pack("<3d", _one_nan(row.loss), _one_nan(row.learning_rate), row.elapsed)
-    parts = (numbers, reals, row.losses, f"{row.kind}\0{row.note}".encode())
-    return _signed(zlib.crc32(b"".join(parts), before & _MASK))
-
-
-def _signed(checksum: int) -> int:
-    """Return 32 bits as SQLite stores them in four bytes."""
-    return checksum - 2**32 if checksum >= 2**31 else checksum
-
-
-def _one_nan(value: float) -> float:
-    return math.nan if math.isnan(value) else value
 
 
 def _null(value: float) -> float | None:

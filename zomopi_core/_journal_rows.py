@@ -1,10 +1,11 @@
-"""What a row of a journal holds: counts, losses as bytes, a note."""
+"""What a row of a journal holds: counts, losses as bytes, a note; and its checksum."""
 
 from __future__ import annotations
 
 import json
 import math
 import struct
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from . import _arrays, errors
 from ._arrays import Array
 
 _MOST_LOSSES = 2**17
+_MASK = 0xFFFFFFFF
 
 #: what the losses of a row were evaluated for
 KINDS = {
@@ -138,3 +140,30 @@ def failures_of(row: Row) -> int:
     if type(failed) is not int or not 0 <= failed < 2**53:
         raise errors.other_run(f"the note of step {row.step} counts no failures")
     return failed
+
+
+def row_checksum(before: int, number: int, row: Row) -> int:
+    """Return the checksum of a row, which goes on from that of the row before."""
+    numbers = struct.pack("<qqq", number, row.step, row.queries)
+    reals = struct.pack("<3d", _one_nan(row.loss), _one_nan(row.learning_rate), row.elapsed)
+    parts = (numbers, reals, row.losses, f"{row.kind}\0{row.note}".encode())
+    return _signed(zlib.crc32(b"".join(parts), before & _MASK))
+
+
+def probe_checksum(last: int, number: int, position: int, loss: bytes) -> int:
+    """Return the checksum of the loss of one point of a row that is under way."""
+    return _signed(zlib.crc32(struct.pack("<qq", number, position) + loss, last & _MASK))
+
+
+def text_checksum(text: str) -> int:
+    """Return the checksum of a text, with which the chain of the rows begins."""
+    return _signed(zlib.crc32(text.encode()))
+
+
+def _signed(checksum: int) -> int:
+    """Return 32 bits as SQLite stores them in four bytes."""
+    return checksum - 2**32 if checksum >= 2**31 else checksum
+
+
+def _one_nan(value: float) -> float:
+    return math.nan if math.isnan(value) else value
