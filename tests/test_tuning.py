@@ -685,17 +685,26 @@ class TestSamples:
         again = zo.resume(path, fun)
         assert np.array_equal(again.x_last, whole.x_last)
 
-    def test_expected_samples(self):
-        optimizer = zo.Optimizer(X0, method=zo.zo_mopi(learning_rate="auto"))
-        optimizer.expect_samples()
-        assert optimizer._point.tuning.descent.expected
-        fixed = zo.Optimizer(X0, method=zo.zo_mopi(learning_rate=0.1))
-        fixed.expect_samples()
+    def test_expected_samples(self, tmp_path):
+        """A journal knows of them: what is resumed goes the same way."""
+        path, fun = tmp_path / "run.zomopi", self.classifier(0)
+        method = zo.zo_mopi(learning_rate="auto")
+
+        def tell(optimizer, steps):
+            for _ in range(steps):
+                optimizer.tell([fun(x, optimizer.nit) for x in optimizer.ask()])
+            return optimizer
+
+        start = {"x0": np.zeros((20, 4)), "method": method}
+        whole = tell(zo.Optimizer(**start, samples=True), 120)
+        assert whole._point.tuning.descent.sampled
+        assert not tell(zo.Optimizer(**start), 120)._point.tuning.descent.sampled
+        tell(zo.Optimizer(**start, samples=True, journal=path), 60).close()
+        assert np.array_equal(tell(zo.Optimizer.resume(path), 60).x, whole.x)
+        fixed = zo.Optimizer(X0, method=zo.zo_mopi(learning_rate=0.1), samples=True)
         assert fixed._point.tuning is None
-        late = zo.Optimizer(X0, method=zo.zo_mopi(learning_rate="auto"))
-        late.tell([distance(x) for x in late.ask()])
-        late.expect_samples()
-        assert not late._point.tuning.descent.expected
+        with pytest.raises(ValueError, match="samples"):
+            zo.Optimizer(X0, samples=1)
 
     def test_a_function_that_repeats_itself_is_no_sample(self):
         optimizer = zo.Optimizer(X0, method=zo.zo_mopi(learning_rate="auto"))

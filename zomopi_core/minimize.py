@@ -260,9 +260,8 @@ def minimize(
         bounds=bounds,
         project=project,
         reuse_buffers=reuse_buffers,
+        samples=objective.takes_key,
     )
-    if objective.takes_key:
-        optimizer.expect_samples()
     recorder = None
     if journal is not None:
         settings = {

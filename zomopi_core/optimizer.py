@@ -59,6 +59,11 @@ class Optimizer:
         and `x` until the next step: copy what you keep. Nor may a point be changed, as the
         next one is made of it: NumPy arrays are read-only, and a Torch tensor that was changed
         in place is made again.
+    samples : bool
+        Whether each step may see another sample of data. That is noticed from losses at the start,
+        where they differ from step to step. Where it is expected, a later loss at the iterate that
+        has risen shows it, too: at the start the loss may be the same for all samples. `minimize`
+        expects it of a function with a `key`.
     journal : str, path or Journal, optional
         File in which every `tell` is recorded before its step is taken, so that
         `Optimizer.resume` goes on after a crash. It must not exist.
@@ -91,6 +96,7 @@ class Optimizer:
         bounds: Any = None,
         project: Projection | None = None,
         reuse_buffers: bool = False,
+        samples: bool = False,
         journal: str | os.PathLike[str] | Journal | None = None,
     ) -> None:
         binding = ArrayBinding(reuse_buffers=flag("reuse_buffers", reuse_buffers))
@@ -104,6 +110,8 @@ class Optimizer:
             params = check_finite(self._project(params), "project(x0)")
         self.method = fit_memory(self.method, params)
         tuning = start_tuning(self.method, params)
+        if flag("samples", samples) and tuning is not None:
+            tuning = tuning.on_samples()
         best = params if tuning is not None and tuning.search.tuned else None
         self._point = Point(params, self.method.init(params, seed), 0, tuning, (), best)
         self._asked: Asked | None = None
@@ -113,7 +121,10 @@ class Optimizer:
         self._stepper = Stepper(self.method, binding, self._project, self._point)
         self._recorder: Recorder | None = None
         if journal is not None:
-            sampler, rules = self.state.random.sampler, {"reuse_buffers": reuse_buffers}
+            sampler, rules = (
+                self.state.random.sampler,
+                {"reuse_buffers": reuse_buffers, "samples": samples},
+            )
             self._recorder = Recorder.start(
                 journal, "optimizer", start, self.method, sampler, bounds, project, rules
             )
@@ -277,17 +288,6 @@ class Optimizer:
         tuning = self._point.tuning
         if tuning is not None and self.nit == 0 and self._pending() is None:
             self._point = self._point._replace(tuning=tuning.without_noise())
-
-    def expect_samples(self) -> None:
-        """Tell the tuning, before the first step, that each step may see another sample of data.
-
-        That is noticed from losses at the start, where they differ from step to step. Where it is
-        expected, a later loss at the iterate that has risen shows it, too: at the start the loss
-        may be the same for all samples. `minimize` does this for a function with a `key`.
-        """
-        tuning = self._point.tuning
-        if tuning is not None and self.nit == 0 and self._pending() is None:
-            self._point = self._point._replace(tuning=tuning.on_samples())
 
     @property
     def smoothing(self) -> float:

@@ -303,9 +303,8 @@ class _Saved:
                 bounds=self._bounds,
                 project=self._project,
                 reuse_buffers=rules.get("reuse_buffers") is True,
+                samples=rules.get("samples") is True,
             )
-            if rules.get("samples") is True:
-                optimizer.expect_samples()
             point = optimizer._point
             optimizer.ask()  # what a wrong number in the method leads to shows here
             optimizer._restore(point)
